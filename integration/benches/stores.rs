@@ -115,7 +115,7 @@ async fn local(name: &str, url: &str) {
 async fn candidate(store: &dyn BindStore) -> Candidate {
     let mut candidate = Candidate::new(NodeName::new("bench").expect("a name"), "127.0.0.1:1");
     for _ in 0..3 {
-        match store.acquire_leadership(&candidate, TTL).await.expect("an answer") {
+        match store.acquire_leadership(&candidate, TTL).await.expect("a response") {
             Leadership::Acquired(Acquired { continuous: true, .. }) => break,
             Leadership::Acquired(_) => candidate.data_loss = DataLoss::Resolved,
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
@@ -203,7 +203,7 @@ async fn begin(allocator: &dyn LockTableAllocator, name: &str) -> Incarnation {
         address: "127.0.0.1:2".to_owned(),
         replaces: None,
     };
-    allocator.register(&request).await.expect("a leader answers")
+    allocator.register(&request).await.expect("a leader responds")
 }
 
 /// Validation while the store is paused, and the fail-over of a leader that died.

@@ -1,6 +1,6 @@
 //! Allocators of several nodes on one real store, their requests, and their acknowledgements.
 //!
-//! The nodes are in this process, so that their store is all that can fail; each asks, all the
+//! The nodes are in this process, so that their store is all that can fail; each calls, all the
 //! time, for binds, tokens, commits and tombstones, as a service does. The [`Ledger`] holds what
 //! was acknowledged and fails the test at the first acknowledgement that contradicts an earlier
 //! one.
@@ -242,7 +242,7 @@ impl Worker {
         let mut counter = 0;
         while !*stop.borrow() && !*is_over.borrow_and_update() {
             counter += 1;
-            // One of its own, so that each has something to commit, else one that all ask for.
+            // One of its own, so that each has something to commit, else one that all want.
             let table = if self.random.random_ratio(1, 4) {
                 self.name.clone()
             } else {
@@ -275,7 +275,7 @@ impl Worker {
         self.ledger.lock().expect("no panic holds it")
     }
 
-    /// Commits a transaction on `bind`, and now and then asks for tokens and tombstones meanwhile.
+    /// Commits a transaction on `bind`, and now and then requests tokens and tombstones meanwhile.
     async fn commit(&mut self, bind: &Bind, counter: u64) -> Result<()> {
         let service = bind.owner;
         let txn = TxnId::new(service, TxnNumber::new(counter), true);

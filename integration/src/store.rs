@@ -35,7 +35,7 @@ impl StoreKind {
             return true;
         }
         // A port that cannot be listened on would end `serve` before the store is looked at, so an
-        // impossible path tells.
+        // impossible path shows it.
         let path = Path::new("/dev/null/no-such-directory");
         let output = Command::new(binary::lockservice())
             .args(["serve", "--listen", "127.0.0.1:0", "--store", &self.url(path)])

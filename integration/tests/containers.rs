@@ -61,9 +61,9 @@ async fn a_paused_postgres_is_silent_and_then_goes_on_where_it_was() {
         sqlx::query("INSERT INTO kept VALUES ('b')").execute(&mut connection).await
     });
     tokio::time::sleep(SILENCE).await;
-    assert!(!pending.is_finished(), "a paused server neither answers nor fails");
+    assert!(!pending.is_finished(), "a paused server neither responds nor fails");
     postgres.unpause().await;
-    within("the answer", pending).await.expect("no panic").expect("the connection has survived");
+    within("the response", pending).await.expect("no panic").expect("the connection has survived");
     assert_eq!(count(postgres.url()).await, 2);
 }
 
@@ -73,7 +73,7 @@ async fn a_postgres_that_is_killed_or_stopped_comes_back_at_its_url_with_its_dat
     let mut connection = create(postgres.url()).await;
     postgres.kill().await;
     let pending = within("an error", sqlx::query("SELECT 1").execute(&mut connection)).await;
-    assert!(pending.is_err(), "a dead server answers nothing");
+    assert!(pending.is_err(), "a dead server does not respond");
     assert!(
         within("an error", PgConnection::connect(postgres.url())).await.is_err(),
         "nor does it accept connections"
@@ -106,12 +106,12 @@ async fn a_postgres_has_its_settings_and_runs_commands() {
     let row = sqlx::query("SHOW max_connections")
         .fetch_one(&mut connect(postgres.url()).await)
         .await
-        .expect("an answer");
+        .expect("a response");
     assert_eq!(row.get::<String, _>(0), "17");
     let row = sqlx::query("SHOW server_version")
         .fetch_one(&mut connect(postgres.url()).await)
         .await
-        .expect("an answer");
+        .expect("a response");
     assert!(row.get::<String, _>(0).starts_with("15."), "the version that is promised");
     let (status, output) = postgres.exec(["sh", "-c", "echo out; echo err >&2; exit 3"]).await;
     assert_eq!((status, output.as_str()), (3, "out\nerr\n"));
@@ -133,7 +133,7 @@ async fn a_postgres_whose_disk_is_full_says_so_until_there_is_room() {
         error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
     assert_eq!(code.as_deref(), Some("53100"), "{error}");
     postgres.free_disk().await;
-    within("the answer", sqlx::query(much).execute(&mut connection))
+    within("the response", sqlx::query(much).execute(&mut connection))
         .await
         .expect("there is room again");
     assert_eq!(count(postgres.url()).await, 20_001);
@@ -146,7 +146,7 @@ async fn a_postgres_with_tls_is_known_by_its_authority_only() {
     let mut connection = connect(&postgres.tls_url()).await;
     let query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     assert!(
-        sqlx::query(query).fetch_one(&mut connection).await.expect("an answer").get::<bool, _>(0)
+        sqlx::query(query).fetch_one(&mut connection).await.expect("a response").get::<bool, _>(0)
     );
     let unknown = format!("{}?sslmode=verify-full", postgres.url());
     assert!(
@@ -160,7 +160,7 @@ async fn a_redis_pauses_dies_and_comes_back_with_what_was_synced() {
     let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
     let mut connection = client(redis.url()).await;
     let version: String =
-        redis::cmd("INFO").arg("server").query_async(&mut connection).await.expect("an answer");
+        redis::cmd("INFO").arg("server").query_async(&mut connection).await.expect("a response");
     assert!(version.contains("redis_version:7.0."), "the version that is promised: {version}");
     let () = connection.set("key", 7).await.expect("it is written");
 
@@ -176,10 +176,10 @@ async fn a_redis_pauses_dies_and_comes_back_with_what_was_synced() {
             .await
     });
     tokio::time::sleep(SILENCE).await;
-    assert!(!pending.is_finished(), "a paused server neither answers nor fails");
+    assert!(!pending.is_finished(), "a paused server neither responds nor fails");
     redis.unpause().await;
     assert_eq!(
-        within("the answer", pending)
+        within("the response", pending)
             .await
             .expect("no panic")
             .expect("the connection has survived"),
@@ -188,9 +188,9 @@ async fn a_redis_pauses_dies_and_comes_back_with_what_was_synced() {
 
     redis.kill().await;
     let pending = within("an error", connection.get::<_, i64>("key")).await;
-    assert!(pending.is_err(), "a dead server answers nothing");
+    assert!(pending.is_err(), "a dead server does not respond");
     redis.start().await;
-    assert_eq!(client(redis.url()).await.get::<_, i64>("key").await.expect("an answer"), 8);
+    assert_eq!(client(redis.url()).await.get::<_, i64>("key").await.expect("a response"), 8);
     redis.stop().await;
     assert!(
         redis::Client::open(redis.url())
@@ -200,7 +200,7 @@ async fn a_redis_pauses_dies_and_comes_back_with_what_was_synced() {
             .is_err()
     );
     redis.start().await;
-    assert_eq!(client(redis.url()).await.get::<_, i64>("key").await.expect("an answer"), 8);
+    assert_eq!(client(redis.url()).await.get::<_, i64>("key").await.expect("a response"), 8);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -212,7 +212,7 @@ async fn a_redis_that_keeps_nothing_forgets_everything_when_it_is_killed() {
     redis.kill().await;
     redis.start().await;
     assert_eq!(
-        client(redis.url()).await.get::<_, Option<i64>>("key").await.expect("an answer"),
+        client(redis.url()).await.get::<_, Option<i64>>("key").await.expect("a response"),
         None
     );
 }
@@ -228,12 +228,12 @@ async fn a_killed_master_is_replaced_by_a_replica_that_clients_can_reach() {
         .arg(20_000)
         .query_async(&mut connection)
         .await
-        .expect("an answer");
+        .expect("a response");
     assert_eq!(copies, 1, "the replica has it");
     group.server(0).kill().await;
     let new = group.wait_for_another_master(0).await;
     assert_eq!(
-        client(&group.server_urls()[new]).await.get::<_, i64>("key").await.expect("an answer"),
+        client(&group.server_urls()[new]).await.get::<_, i64>("key").await.expect("a response"),
         7
     );
 

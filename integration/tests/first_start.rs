@@ -35,7 +35,7 @@ async fn sixteen_nodes_start_on_a_postgres_of_format_1() {
     let fixture = include_str!("../fixtures/pg-format-1.sql");
     sqlx::raw_sql(fixture).execute(&mut connection).await.expect("the fixture is SQL");
     let store = Box::pin(together(open_pg(postgres.url()))).await;
-    let state = store.load().await.expect("the store answers");
+    let state = store.load().await.expect("the store responds");
     assert!(state.tables.len() >= 40, "tables of the fixture are lost: {}", state.tables.len());
 }
 
@@ -106,7 +106,7 @@ where
         nodes.push(node);
     }
     let store = open().await;
-    let state = store.load().await.expect("the store answers");
+    let state = store.load().await.expect("the store responds");
     ledger.lock().expect("no panic holds it").check(&state);
     store
 }

@@ -32,7 +32,7 @@ fn row(table: &str, key: &str) -> LockSpec {
 async fn tokens(session: &Session, tables: &[String]) -> BTreeMap<String, u64> {
     let mut tokens = BTreeMap::new();
     for table in tables {
-        let lock = session.lock(row(table, "k")).await.expect("nobody else locks");
+        let lock = session.lock(row(table, "k")).await.expect("no one else locks");
         tokens.insert(table.clone(), lock.token().get());
         lock.unlock().await.expect("the server runs");
     }
@@ -169,7 +169,7 @@ mod check {
             CommitWindow { least: Duration::from_millis(10), most: Duration::from_millis(500) };
         let lock = async |session: &Session, key: &str| {
             let txn = session.txn(TxnOptions { validates: true, label: "late".to_owned() });
-            let grant = txn.lock(row("ledger", key)).await.expect("nobody else locks");
+            let grant = txn.lock(row("ledger", key)).await.expect("no one else locks");
             let id = txn.id().expect("it holds a lock");
             let binds = vec![PresentedBind::from(&grant.bind)];
             (txn, BeginCommit { txn: id, binds, attempt: CommitAttempt::new(1), window })

@@ -104,9 +104,9 @@ async fn a_dump_goes_from_a_file_to_postgres_and_from_there_to_redis() {
     let missing = run(&["store", "check", "--store", postgres.url()]).await;
     assert_eq!(missing.status.code(), Some(74), "{}", said(&missing));
     let mut connection =
-        within("a connection", PgConnection::connect(postgres.url())).await.expect("it answers");
+        within("a connection", PgConnection::connect(postgres.url())).await.expect("it responds");
     let schemas = sqlx::query("SELECT count(*) FROM pg_namespace WHERE nspname = 'lockservice'");
-    let count: i64 = schemas.fetch_one(&mut connection).await.expect("an answer").get(0);
+    let count: i64 = schemas.fetch_one(&mut connection).await.expect("a response").get(0);
     assert_eq!(count, 0, "a check creates nothing");
     let created = done(&["store", "migrate", "--json", "--store", postgres.url()]).await;
     assert_eq!(created[0]["before"], 0);
@@ -168,10 +168,10 @@ async fn a_restore_that_was_killed_is_refused_by_servers_and_finished_by_the_nex
         .spawn()
         .expect("it starts");
     let mut connection =
-        within("a connection", PgConnection::connect(postgres.url())).await.expect("it answers");
+        within("a connection", PgConnection::connect(postgres.url())).await.expect("it responds");
     within("the first records", async {
         let count = || sqlx::query("SELECT count(*) FROM lockservice.tables");
-        while count().fetch_one(&mut connection).await.expect("an answer").get::<i64, _>(0) == 0 {
+        while count().fetch_one(&mut connection).await.expect("a response").get::<i64, _>(0) == 0 {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     })

@@ -33,7 +33,7 @@ async fn postgres_is_paused_killed_and_stopped_under_load() {
     let open = async || -> Arc<dyn BindStore> {
         let store = within("connecting", Box::pin(PgStore::connect(&url)))
             .await
-            .expect("the server answers");
+            .expect("the server responds");
         Arc::new(store) as _
     };
     Box::pin(under_faults(open, &postgres)).await;
@@ -46,7 +46,7 @@ async fn redis_is_paused_killed_and_stopped_under_load() {
     let open = async || -> Arc<dyn BindStore> {
         let store = within("connecting", Box::pin(RedisStore::connect(&url)))
             .await
-            .expect("the server answers");
+            .expect("the server responds");
         Arc::new(store) as _
     };
     Box::pin(under_faults(open, &redis)).await;
@@ -117,7 +117,7 @@ async fn under_faults(open: impl AsyncFn() -> Arc<dyn BindStore>, server: &Conta
     }
     println!("{} owners", owners(&ledger));
     let store = open().await;
-    let state = store.load().await.expect("the store answers");
+    let state = store.load().await.expect("the store responds");
     ledger.lock().expect("no panic holds it").check(&state);
 }
 

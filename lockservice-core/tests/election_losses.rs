@@ -238,7 +238,7 @@ async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promo
     second.store.inner.set_cut(false);
     granted_after_the_owner("t", &second, &owner, &third).await;
     let bound =
-        third.allocator.latest(&table("t")).await.expect("answers").bind.expect("bound").bind;
+        third.allocator.latest(&table("t")).await.expect("responds").bind.expect("bound").bind;
     assert!(
         bound.version > lost.bind.version && bound.id > lost.bind.id,
         "{bound:?} after {lost:?}"
@@ -341,7 +341,7 @@ async fn that_writes_were_lost_is_recorded_although_the_queue_of_changes_is_full
     local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it must step over");
     node.store.inner.set_cut(false);
     tokio::time::timeout(TTL * 3, local.ended()).await.expect("it is over");
-    let head = cluster.store.head().await.expect("answers").expect("led");
+    let head = cluster.store.head().await.expect("responds").expect("led");
     assert!(head.loss.known && head.loss_unresolved, "{head:?}");
 }
 
@@ -351,7 +351,7 @@ async fn a_store_that_fails_while_a_new_leader_reads_it_costs_no_second_election
     let first = cluster.led().await;
     let second = cluster.node("b");
     second.allocator.elected().await.expect("follows");
-    let before = cluster.store.head().await.expect("answers").expect("led").epoch;
+    let before = cluster.store.head().await.expect("responds").expect("led").epoch;
     let store = second.store.inner.clone();
     second.store.before_load(move || {
         store.set_cut(true);

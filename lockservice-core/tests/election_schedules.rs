@@ -142,7 +142,7 @@ async fn the_leader_after_a_raised_epoch_is_above_every_report_at_once() {
     let c = cluster.node("c");
     c.allocator.elected().await.expect("follows");
     let Role::Leading(local) = a.allocator.role() else { panic!("it leads") };
-    let epoch = cluster.store.head().await.expect("answers").expect("led").epoch.get() + 3_000;
+    let epoch = cluster.store.head().await.expect("responds").expect("led").epoch.get() + 3_000;
     let observed = Progress {
         epoch: Epoch::new(epoch),
         write: WriteNumber::FIRST,
@@ -153,9 +153,9 @@ async fn the_leader_after_a_raised_epoch_is_above_every_report_at_once() {
     local.ended().await;
     cluster.kill(a);
     c.leading().await;
-    let before = cluster.store.head().await.expect("answers").expect("led").epoch;
+    let before = cluster.store.head().await.expect("responds").expect("led").epoch;
     let started = c.begin_in_time().await;
-    let after = cluster.store.head().await.expect("answers").expect("led").epoch;
+    let after = cluster.store.head().await.expect("responds").expect("led").epoch;
     assert!(
         before > observed.epoch && EpochNumber::from(started.service) >= observed.high_water,
         "{before} {started:?}"
@@ -172,7 +172,7 @@ async fn reports_from_nowhere_do_not_use_up_the_epochs() {
     for _ in 0..8 {
         node.leading().await;
         let Role::Leading(local) = node.allocator.role() else { continue };
-        let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
+        let epoch = cluster.store.head().await.expect("responds").expect("led").epoch;
         let observed = Progress {
             epoch: Epoch::new(epoch.get() + 60_000),
             write: WriteNumber::FIRST,
@@ -182,7 +182,7 @@ async fn reports_from_nowhere_do_not_use_up_the_epochs() {
         drop(local.report(&cluster.report(observed).await).await);
         sleep(TTL * 3).await;
     }
-    let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
+    let epoch = cluster.store.head().await.expect("responds").expect("led").epoch;
     assert!(epoch.get() < 80_000, "{epoch}");
 }
 
@@ -218,7 +218,7 @@ async fn a_node_that_has_gone_does_not_keep_its_place() {
         local.keepalive(one.service, Nonce::new(1), Progress::default()).await.expect("live");
         sleep(Duration::from_secs(1)).await;
     }
-    let stored = cluster.store.load().await.expect("answers").services;
+    let stored = cluster.store.load().await.expect("responds").services;
     assert!(stored.iter().any(|service| service.id == two.service));
     local.register(&register("n3", 3)).await.expect("n2 has left long ago");
 }
@@ -243,7 +243,7 @@ async fn a_data_loss_is_recorded_although_the_outcome_of_a_write_is_unknown() {
     sleep(Duration::from_millis(1_500)).await;
     node.store.inner.set_cut(false);
     tokio::time::timeout(TTL * 3, local.ended()).await.expect("it is over");
-    let head = cluster.store.head().await.expect("answers").expect("led");
+    let head = cluster.store.head().await.expect("responds").expect("led");
     assert!(head.loss.known && head.loss_unresolved, "{head:?}");
 }
 
@@ -280,7 +280,7 @@ async fn the_report_of_a_stranger_ends_no_leadership() {
     tokio::time::timeout(Duration::ZERO, local.ended()).await.expect_err("it goes on");
     b.keep(&owner, Progress::default()).await.expect("live");
     b.allocator.begin_commit(&commit(&owner, &bound, 1)).await.expect("its bind is valid");
-    assert_eq!(cluster.store.head().await.expect("answers").expect("led").epoch, bound.at.epoch);
+    assert_eq!(cluster.store.head().await.expect("responds").expect("led").epoch, bound.at.epoch);
 }
 
 /// 1. B starts, and is granted a table by A. The store goes back to before that, unnoticeably, and

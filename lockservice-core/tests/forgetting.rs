@@ -286,7 +286,7 @@ async fn a_new_leader_waits_for_the_owner_before_an_operator_may_have_a_table_fo
     let since = tokio::time::Instant::now();
     // The new leader takes it as renewed just now (B4).
     let ForgetOutcome::Owned(bind) =
-        second.allocator.forget_table(&table("t")).await.expect("answers").outcome
+        second.allocator.forget_table(&table("t")).await.expect("responds").outcome
     else {
         panic!("its owner is alive");
     };
@@ -306,7 +306,7 @@ async fn a_new_leader_waits_for_the_owner_before_an_operator_may_have_a_table_fo
         "it was silent for its lease only after {:?}",
         since.elapsed()
     );
-    let again = second.allocator.forget_table(&table("t")).await.expect("answers");
+    let again = second.allocator.forget_table(&table("t")).await.expect("responds");
     assert_eq!(again.outcome, ForgetOutcome::Unknown);
 }
 

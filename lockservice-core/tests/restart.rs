@@ -65,7 +65,7 @@ impl BindStore for Disk {
             if lose.is_multiple_of(2) {
                 self.inner.write(epoch, number, batch).await?;
             }
-            return Err(Error::new(ErrorKind::UnknownOutcome, "the answer was lost"));
+            return Err(Error::new(ErrorKind::UnknownOutcome, "the response was lost"));
         }
         self.inner.write(epoch, number, batch).await
     }
@@ -139,7 +139,7 @@ async fn one_transaction_that_fails_does_not_keep_the_others_from_a_response() {
         allocator.begin_commit(&commit(txn, Vec::new())).await.expect("room");
     }
     let txns = [65, 64 * 64, 66].map(|number| TxnId::new(origin, TxnNumber::new(number), true));
-    let response = allocator.cannot_commit(&txns).await.expect("an answer for each");
+    let response = allocator.cannot_commit(&txns).await.expect("a response for each");
     assert_eq!((response.tombstoned, response.committing), (vec![txns[0], txns[2]], vec![]));
     let (failed, why) = &response.failed[0];
     assert_eq!(
@@ -221,7 +221,7 @@ async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not
         .await
         .expect_err("void");
     assert!(matches!(stale.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit));
-    let response = second.cannot_commit(&[txn]).await.expect("answer");
+    let response = second.cannot_commit(&[txn]).await.expect("a response");
     assert_eq!(response.committing, vec![txn], "it may be in flight (L1)");
     second.bind(b.service, &table("new")).await.expect("a new table does not wait");
     let wait = second
@@ -234,11 +234,11 @@ async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not
     clock.advance(hi(a.lease_ttl) / 2 - Duration::from_millis(1));
     assert!(second.bind(b.service, &table("t")).await.is_err(), "a millisecond too early");
     clock.advance(Duration::from_millis(1));
-    let new = second.bind(b.service, &table("t")).await.expect("granted anew");
+    let new = second.bind(b.service, &table("t")).await.expect("reassigned");
     assert_eq!(new.bind.id, old.bind.id, "the table is known");
     assert!(new.bind.version > old.bind.version, "versions grow over restarts");
     assert!(new.tokens.expect("fresh").next >= old.tokens.expect("fresh").end, "tokens too");
-    assert_eq!(second.cannot_commit(&[txn]).await.expect("answer").tombstoned, vec![txn]);
+    assert_eq!(second.cannot_commit(&[txn]).await.expect("a response").tombstoned, vec![txn]);
 }
 
 #[tokio::test]
@@ -262,7 +262,7 @@ async fn after_a_clean_stop_nothing_waits() {
         second
             .cannot_commit(&[TxnId::new(a.service, TxnNumber::new(1), true)])
             .await
-            .expect("answer")
+            .expect("a response")
             .committing,
         vec![]
     );
@@ -300,7 +300,7 @@ async fn tombstones_of_an_earlier_life_go_with_the_fence_of_their_origin() {
     let first = open(&disk, &clock, 5_000).await;
     let a = first.register(&register(1)).await.expect("free");
     let txn = TxnId::new(a.service, TxnNumber::new(1), true);
-    assert_eq!(first.cannot_commit(&[txn]).await.expect("answer").tombstoned, vec![txn]);
+    assert_eq!(first.cannot_commit(&[txn]).await.expect("a response").tombstoned, vec![txn]);
     assert_eq!(
         disk.load().await.expect("load").tombstones,
         vec![txn],

@@ -128,7 +128,7 @@ impl Stage {
     }
 
     async fn knows(&self, name: &str) -> bool {
-        self.allocator.latest(&table(name)).await.expect("answers").bind.is_some()
+        self.allocator.latest(&table(name)).await.expect("responds").bind.is_some()
     }
 
     /// Waits until the table is forgotten.
@@ -203,7 +203,7 @@ async fn a_table_whose_caller_left_before_it_was_bound_is_forgotten_in_time() {
     *stage.allocator.hooks.bind_takes.lock() = SECOND * 3;
     let txn = stage.begin();
     let left = tokio::time::timeout(SECOND, txn.lock(spec("t", "k"))).await;
-    left.expect_err("the answer is on its way");
+    left.expect_err("the response is on its way");
     txn.end(None);
     assert!(stage.knows("t").await, "it was granted");
     *stage.allocator.hooks.bind_takes.lock() = Duration::ZERO;
@@ -218,7 +218,7 @@ async fn a_call_that_comes_after_another_left_asks_for_the_table_again_and_has_i
     *stage.allocator.hooks.bind_takes.lock() = HOUR;
     let (first, second) = (stage.begin(), stage.begin());
     let left = tokio::time::timeout(SECOND, first.lock(spec("t", "k"))).await;
-    left.expect_err("the answer is on its way");
+    left.expect_err("the response is on its way");
     *stage.allocator.hooks.bind_takes.lock() = Duration::ZERO;
     let began = Instant::now();
     second.lock(spec("t", "k")).await.expect("free");
@@ -361,7 +361,7 @@ async fn an_operator_learns_why_a_table_is_not_dropped() {
 async fn a_table_that_was_bound_for_a_call_that_had_gone_can_be_dropped() {
     let stage = Stage::new().await;
     let bound = stage.allocator.bind(stage.service.id(), &table("t")).await.expect("free");
-    stage.service.drop_table(&table("t")).await.expect("nobody uses it");
+    stage.service.drop_table(&table("t")).await.expect("no one uses it");
     assert!(!stage.knows("t").await);
     assert!(stage.touch("t").await.grant.bind.id > bound.bind.id);
 }

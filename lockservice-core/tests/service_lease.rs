@@ -172,7 +172,7 @@ async fn without_any_response_it_seals_at_the_end_of_the_last_acknowledged_lease
         let allocator = allocator(false).await;
         let service = start(&allocator).await;
         keepalives(&allocator, 2).await;
-        let last = *allocator.hooks.keepalives.borrow().last().expect("asked");
+        let last = *allocator.hooks.keepalives.borrow().last().expect("a response");
         allocator.hooks.mood.send_replace(mood);
         assert_eq!(service.sealed().await.kind(), ErrorKind::LeaseLost, "{mood:?}");
         let (sealed, due) = (Instant::now(), last + lo(LEASE));

@@ -2,8 +2,8 @@
 //!
 //! # Implementation details
 //! A store that knows the server's address opens connections itself, so that what the server says
-//! is not hidden behind "the pool timed out", and an answered call costs one round trip and no
-//! more. With a ready pool, that pool's rules apply.
+//! is not hidden behind "the pool timed out", and a call with its response costs one round trip and
+//! no more. With a ready pool, that pool's rules apply.
 //!
 //! A connection goes back only after a whole response. One whose call failed or was dropped
 //! half-way is closed at once: it never takes a place, even if the server has gone.

@@ -48,7 +48,7 @@
 //! - **Durable, atomic, fenced, numbered** (L2). A batch is one statement and one round trip: a
 //!   function of the schema updates the row of the leadership if epoch and number fit, which locks
 //!   it, applies the batch, and commits. Refusals are responses, not errors.
-//! - **An unknown outcome stays harmless.** A write whose caller went away, or whose answer was
+//! - **An unknown outcome stays harmless.** A write whose caller went away, or whose response was
 //!   lost, may still be under way, for as long as the server takes. Once a write with the next
 //!   number has landed it finds its number taken and does nothing; until then it is one and the
 //!   same write. So it never lands after [`applied`](lockservice_core::store::BindStore::applied)

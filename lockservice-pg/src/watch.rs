@@ -3,7 +3,7 @@
 //! # Implementation details
 //! A task of its own holds the connection; it begins with the first wait, so that a node that never
 //! stands by has none. A change raises a generation. A caller waits until the generation is above
-//! the one at which it last asked for the leadership, so a change between asking and waiting is not
+//! the one at which it last requested the leadership, so a change between request and wait is not
 //! missed. The task raises it also after each new connection: what happened meanwhile is not known.
 //! Behind a pooler no listener is opened: its messages would reach the next user of its connection
 //! then.
@@ -53,7 +53,7 @@ impl Watch {
         }
     }
 
-    /// The caller asks for the leadership now, and does not know later changes.
+    /// The caller requests the leadership now, and does not know later changes.
     pub(crate) fn observe(&self) {
         self.observed.store(*self.generation.borrow(), Ordering::Relaxed);
     }
@@ -108,7 +108,7 @@ impl Listener {
     async fn listen(self) {
         while !self.servers.pooler() {
             if let Err(error) = self.listen_once().await {
-                tracing::debug!(channel = self.channel, error = ?error, "cannot hear of changes \
+                tracing::debug!(channel = self.channel, error = ?error, "cannot listen to changes \
                     of leadership; trying again");
             }
             sleep(RECONNECT_PAUSE).await;

@@ -113,7 +113,7 @@ impl Known<'_> {
                  service a Redis of its own."
             )),
             None => Some(
-                "Redis does not tell its maxmemory-policy: make sure that it is noeviction, or it \
+                "Redis does not show its maxmemory-policy: make sure that it is noeviction, or it \
                  may delete the lock \
                  service's data when its memory is full."
                     .to_owned(),

@@ -25,7 +25,7 @@ pub struct RedisConfig {
     pub database: i64,
     /// The encryption of connections, those to Sentinels too; `None` sends everything in the clear.
     pub tls: Option<RedisTls>,
-    /// Tells several clusters of lockservice apart that share a Redis: 1 to 64 letters, digits,
+    /// Distinguishes several clusters of lockservice that share a Redis: 1 to 64 letters, digits,
     /// `.`, `_` and `-`. Default `default`. Everything is kept under the one key
     /// `{lockservice:NAME}`.
     pub name: String,
@@ -54,7 +54,7 @@ pub enum Servers {
     Single(Address),
     /// Sentinels, and the name of the master that they watch.
     Sentinel {
-        /// The Sentinels. All are asked; the first response counts.
+        /// The Sentinels. All are queried; the first response counts.
         sentinels: Vec<Address>,
         /// The name of the group of servers in the Sentinels' configuration.
         master: String,

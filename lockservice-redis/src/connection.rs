@@ -53,7 +53,7 @@ struct CurrentMaster {
 struct Master {
     client: Client,
     connection: MultiplexedConnection,
-    /// Tells it from the connections before and after.
+    /// Distinguishes it from the connections before and after.
     serial: u64,
 }
 

@@ -68,7 +68,7 @@ impl Errors {
             ErrorKind::StoreUnusable,
             "the server sent a response that no Redis of version 7.0 or later sends: use one",
         )
-        .with("answer", what)
+        .with("response", what)
     }
 
     /// The error for a record that is not what it should be.
@@ -184,7 +184,7 @@ fn silent(error: &RedisError, stage: Stage) -> (ErrorKind, &'static str) {
         | redis::ErrorKind::UnexpectedReturnType
         | redis::ErrorKind::RESP3NotSupported => (
             Unavailable,
-            "what answers does not speak the protocol of Redis: correct host and port, and use \
+            "what responds does not speak the protocol of Redis: correct host and port, and use \
                 rediss:// for TLS",
         ),
         _ if error.is_connection_refusal() => (

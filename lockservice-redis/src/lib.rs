@@ -28,14 +28,14 @@
 //! hash (L2), and returns the copy of the store on which it ran. The right to lead is decided by
 //! [`Head`](lockservice_core::store::Head): a candidate reads the head, decides, and stores its own
 //! only if head and copy are still the same (L1). Each change of leadership is published on the
-//! channel `{lockservice:NAME}:leader`, so that a stand-by hears of a resignation at once; without
+//! channel `{lockservice:NAME}:leader`, so that a stand-by learns of a resignation at once; without
 //! that permission, or while the subscription is down, it polls.
 //!
 //! One connection serves all calls. When it is lost, or the server turns out to be a replica, the
-//! master is looked up again: at the Sentinels (all are asked at once, the first response counts),
-//! or as the owner of the key's slot in the Cluster. A call that may be repeated is sent once more;
-//! a write never is: its outcome is then [unknown](lockservice_core::ErrorKind::UnknownOutcome),
-//! and its number tells.
+//! master is looked up again: at the Sentinels (all are queried at once, the first response
+//! counts), or as the owner of the key's slot in the Cluster. A call that may be repeated is sent
+//! once more; a write never is: its outcome is then
+//! [unknown](lockservice_core::ErrorKind::UnknownOutcome), and its number shows it.
 //!
 //! While the key's slot is moved to another node of a Cluster, calls follow the key (`ASK`). The
 //! new node is another copy (L4), for a move that was interrupted can leave an old copy behind: the
@@ -82,9 +82,9 @@
 //! - Binds that cannot be proven are invalid: transactions that held a lost bind fail at
 //!   `begin_commit` and start again.
 //!
-//! One case is **not** noticed: the same process given older data by hand (`RESTORE`,
-//! `DEBUG RELOAD` of an old file, fields edited). Numbers and epochs that nodes report tell, if a
-//! node of that time still runs.
+//! One case is **not** noticed: the same process given older data by hand (`RESTORE`, `DEBUG
+//! RELOAD` of an old file, fields edited). Numbers and epochs that nodes report show it, if a node
+//! of that time still runs.
 //!
 //! ## What `wait=N` gives, and what it does not
 //! With `wait=N` acquiring, renewing and writing count only when `WAIT` says that N replicas have

@@ -369,7 +369,7 @@ impl BindStore for RedisStore {
 
     async fn applied(&self) -> Result<Applied> {
         // L4: what is read must outlive a fail-over as what is written must, or a write would be
-        // settled that can still be lost.
+        // known that can still be lost.
         let script =
             if self.0.config.replicas > 0 { &self.0.scripts.touch } else { &self.0.scripts.read };
         let response = self.run(script, Vec::new(), Stage::Repeatable, true).await?;

@@ -35,9 +35,9 @@ impl Topology {
             Servers::Single(address) => self.client(address),
             Servers::Client(client) => Ok(client.clone()),
             Servers::Sentinel { sentinels, master } => {
-                let question =
+                let command =
                     redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(master).to_owned();
-                let response = self.ask_any(sentinels, Login::Sentinel, vec![question]).await?;
+                let response = self.query_any(sentinels, Login::Sentinel, vec![command]).await?;
                 let address = response.first().and_then(host_and_port).ok_or_else(|| {
                     self.errors
                         .about(
@@ -55,7 +55,7 @@ impl Topology {
                 );
                 let slot = redis::cmd("CLUSTER").arg("KEYSLOT").arg(self.config.key()).to_owned();
                 let slots = redis::cmd("CLUSTER").arg("SLOTS").to_owned();
-                let response = self.ask_any(&known, Login::Server, vec![slot, slots]).await?;
+                let response = self.query_any(&known, Login::Server, vec![slot, slots]).await?;
                 let (address, learnt) = owner(&response).ok_or_else(|| {
                     self.errors.about(
                         ErrorKind::Unavailable,
@@ -79,21 +79,21 @@ impl Topology {
             .map_err(|error| self.errors.redis(&error, Stage::Connect).with("server", address))
     }
 
-    /// Asks all of them at once. The first response counts: one of those that fell silent must not
-    /// cost the time-out.
-    async fn ask_any(
+    /// Queries all of them at once. The first response counts: one of those that fell silent must
+    /// not cost the time-out.
+    async fn query_any(
         &self,
         servers: &[Address],
         login: Login,
-        questions: Vec<redis::Cmd>,
+        commands: Vec<redis::Cmd>,
     ) -> Result<Vec<Value>> {
         let mut queries = JoinSet::new();
         for address in servers {
             let (config, errors, address) =
                 (Arc::clone(&self.config), self.errors.clone(), address.clone());
-            let questions = questions.clone();
+            let commands = commands.clone();
             queries.spawn(async move {
-                let response = ask(&config, &errors, login, &address, &questions).await;
+                let response = query(&config, &errors, login, &address, &commands).await;
                 response.map_err(|error| error.with("server", &address))
             });
         }
@@ -125,20 +125,20 @@ enum Login {
     Sentinel,
 }
 
-async fn ask(
+async fn query(
     config: &RedisConfig,
     errors: &Errors,
     login: Login,
     address: &Address,
-    questions: &[redis::Cmd],
+    commands: &[redis::Cmd],
 ) -> Result<Vec<Value>> {
     let client =
         client(config, login, address).map_err(|error| errors.redis(&error, Stage::Connect))?;
     let mut connection = connect(&client, config.connect_timeout, errors).await?;
-    let mut responses = Vec::with_capacity(questions.len());
-    for question in questions {
+    let mut responses = Vec::with_capacity(commands.len());
+    for command in commands {
         let response =
-            tokio::time::timeout(config.response_timeout, connection.send_packed_command(question))
+            tokio::time::timeout(config.response_timeout, connection.send_packed_command(command))
                 .await;
         let response = response.map_err(|_| errors.timed_out(Stage::Connect))?;
         responses.push(response.map_err(|error| errors.redis(&error, Stage::Connect))?);
@@ -215,7 +215,7 @@ fn host_and_port(response: &Value) -> Option<Address> {
 }
 
 /// The node that has the slot, and all nodes, from the responses to `CLUSTER KEYSLOT` and `CLUSTER
-/// SLOTS` and the host that answered.
+/// SLOTS` and the host that responded.
 fn owner(responses: &[Value]) -> Option<(Address, Vec<Address>)> {
     let [Value::Int(slot), Value::Array(ranges), Value::SimpleString(responder)] = responses else {
         return None;

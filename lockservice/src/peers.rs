@@ -165,7 +165,7 @@ impl RemoteAllocator {
         )
         .with("allocator", &self.address)
         .with("cluster", self.cluster)
-        .with("answered", responded)
+        .with("responded", responded)
     }
 
     fn silent(&self) -> Error {

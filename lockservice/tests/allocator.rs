@@ -126,12 +126,12 @@ async fn a_node_that_cannot_be_reached_or_says_nothing_is_unavailable_within_the
     let peers = GrpcPeers::new(patience);
     for address in [silent.local_addr().expect("it is bound").to_string(), closed] {
         let peer = peers.connect(&address, Cluster::random().id).expect("an address");
-        let error = peer.status().await.expect_err("nobody answers");
+        let error = peer.status().await.expect_err("no one responds");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
         let error = peer
             .keepalive(ServiceId::new(1), Nonce::new(1), Progress::default())
             .await
-            .expect_err("nobody");
+            .expect_err("no one");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     }
     assert_eq!(
@@ -163,7 +163,7 @@ async fn join(node: &str, store: &SharedStore) -> Elected {
         PeerServer::start(peer_listener, allocator.as_leader(), allocator.cluster(), settings);
     let _server =
         Server::start(listener, allocator.for_clients(), settings).await.expect("it serves");
-    allocator.elected().await.expect("the store answers");
+    allocator.elected().await.expect("the store responds");
     Elected { address, allocator, _peers, _server }
 }
 
@@ -203,11 +203,11 @@ async fn a_node_that_follows_tells_nodes_and_clients_where_each_of_them_reaches_
         "{error:?}"
     );
     // Its own calls get there, and a client's own way, too.
-    let at = follows.allocator.register(&register("b")).await.expect("the leader answers");
+    let at = follows.allocator.register(&register("b")).await.expect("the leader responds");
     assert_eq!(leads.allocator.status().await.expect("it leads").services[0].id, at.service);
     let client = Client::connect(&follows.address.clients).await.expect("it listens");
     let table = TableRef::new("g", "t").expect("names");
-    assert!(client.allocator().latest(&table).await.expect("the leader answers").is_none());
+    assert!(client.allocator().latest(&table).await.expect("the leader responds").is_none());
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ async fn nodes_of_two_clusters_believe_nothing_of_each_other() {
         wrong_node.status().await.map(drop),
     ];
     for response in responses {
-        assert_eq!(response.expect_err("no answer").kind(), ErrorKind::Unavailable);
+        assert_eq!(response.expect_err("no response").kind(), ErrorKind::Unavailable);
     }
     // A caller that names no cluster is refused, and learns the cluster of the node.
     let channel =

@@ -84,12 +84,12 @@ impl Node {
         let mut server = Server::start(listener, allocator.for_clients(), server_settings)
             .await
             .expect("it listens");
-        allocator.elected().await.expect("the store answers");
+        allocator.elected().await.expect("the store responds");
         let parts = ServiceParts {
             address: address.clone(),
             ..ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, node)
         };
-        let host = ServiceHost::start(parts).await.expect("a leader answers");
+        let host = ServiceHost::start(parts).await.expect("a leader responds");
         server.host(host.clone()).await;
         let (stop, stopped) = oneshot::channel::<()>();
         let elected = Arc::clone(&allocator);
@@ -99,7 +99,7 @@ impl Node {
             elected
                 .shutdown(stopped.confirmed, Duration::from_secs(1))
                 .await
-                .expect("the store answers");
+                .expect("the store responds");
             server.close().await;
             peers.close().await;
         });
@@ -281,7 +281,7 @@ async fn a_commit_is_validated_by_the_leader_whichever_node_has_the_call() {
     txn.end(Some(Commit::at(CommitTimestamp::new(7)))).await.expect("acknowledged");
     let binds = client.admin().binds().await.expect("c asks a");
     assert_eq!((binds.len(), binds[0].address.as_str()), (1, nodes[1].address.as_str()));
-    assert_eq!(client.admin().node().await.expect("it answers").0.as_str(), "c");
+    assert_eq!(client.admin().node().await.expect("it responds").0.as_str(), "c");
 }
 
 /// After the leader has gone, in order or not: binds and locks of the others stay, and commits are

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::container::Container;
 use super::ports::Port;
-use super::redis::{Network, ask, url};
+use super::redis::{Network, query, url};
 use crate::within;
 
 /// The settings of a [`Cluster`].
@@ -82,16 +82,16 @@ impl Cluster {
         &self.nodes[place].1
     }
 
-    /// The index of the master that has `key` in its slots, as the node at index `asker` sees it.
+    /// The index of the master that has `key` in its slots, as the node at index `viewer` sees it.
     ///
     /// # Panics
     /// If that node does not respond.
-    pub async fn master_of(&self, asker: usize, key: &str) -> usize {
-        let asker = url(self.nodes[asker].0);
-        let slot: u16 = ask(&asker, redis::cmd("CLUSTER").arg("KEYSLOT").arg(key))
+    pub async fn master_of(&self, viewer: usize, key: &str) -> usize {
+        let viewer = url(self.nodes[viewer].0);
+        let slot: u16 = query(&viewer, redis::cmd("CLUSTER").arg("KEYSLOT").arg(key))
             .await
             .expect("the slot of a key");
-        let nodes: String = ask(&asker, redis::cmd("CLUSTER").arg("NODES"))
+        let nodes: String = query(&viewer, redis::cmd("CLUSTER").arg("NODES"))
             .await
             .expect("the nodes of the cluster");
         let line =
@@ -112,10 +112,10 @@ impl Cluster {
     pub async fn begin_move(&self, key: &str, from: usize, to: usize) {
         let slot = self.slot(key).await;
         for (place, what, other) in [(to, "IMPORTING", from), (from, "MIGRATING", to)] {
-            let other: String = ask(&url(self.nodes[other].0), redis::cmd("CLUSTER").arg("MYID"))
+            let other: String = query(&url(self.nodes[other].0), redis::cmd("CLUSTER").arg("MYID"))
                 .await
                 .expect("its name");
-            let () = ask(
+            let () = query(
                 &url(self.nodes[place].0),
                 redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(what).arg(other),
             )
@@ -128,17 +128,18 @@ impl Cluster {
     pub async fn move_key(&self, key: &str, from: usize, to: usize) {
         let mut command = redis::cmd("MIGRATE");
         command.arg("127.0.0.1").arg(self.nodes[to].0).arg(key).arg(0).arg(5_000);
-        let _: String = ask(&url(self.nodes[from].0), &command).await.expect("the key moves");
+        let _: String = query(&url(self.nodes[from].0), &command).await.expect("the key moves");
     }
 
     /// Gives the slot to the master at place `to`. Only these masters get it: the third learns of
     /// it later.
     pub async fn finish_move(&self, key: &str, from: usize, to: usize) {
         let slot = self.slot(key).await;
-        let name: String =
-            ask(&url(self.nodes[to].0), redis::cmd("CLUSTER").arg("MYID")).await.expect("its name");
+        let name: String = query(&url(self.nodes[to].0), redis::cmd("CLUSTER").arg("MYID"))
+            .await
+            .expect("its name");
         for place in [to, from] {
-            let () = ask(
+            let () = query(
                 &url(self.nodes[place].0),
                 redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("NODE").arg(&name),
             )
@@ -151,21 +152,21 @@ impl Cluster {
     /// slot stays where it was.
     pub async fn move_back(&self, key: &str, from: usize, to: usize) {
         let slot = self.slot(key).await;
-        let own: String = ask(&url(self.nodes[from].0), redis::cmd("CLUSTER").arg("MYID"))
+        let own: String = query(&url(self.nodes[from].0), redis::cmd("CLUSTER").arg("MYID"))
             .await
             .expect("its name");
         let stable = || redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("STABLE").to_owned();
         // The old node takes what is its own again, and the new one sends it back.
-        let () = ask(&url(self.nodes[from].0), &stable()).await.expect("a master of the cluster");
+        let () = query(&url(self.nodes[from].0), &stable()).await.expect("a master of the cluster");
         let mut back = redis::cmd("MIGRATE");
         back.arg("127.0.0.1").arg(self.nodes[from].0).arg(key).arg(0).arg(5_000);
-        let _: String = ask(&url(self.nodes[to].0), &back).await.expect("the key goes back");
-        let () = ask(&url(self.nodes[to].0), &stable()).await.expect("a master of the cluster");
+        let _: String = query(&url(self.nodes[to].0), &back).await.expect("the key goes back");
+        let () = query(&url(self.nodes[to].0), &stable()).await.expect("a master of the cluster");
         assert_eq!(self.nodes[self.master_of(to, key).await].0, self.nodes[from].0, "{own} has it");
     }
 
     async fn slot(&self, key: &str) -> u16 {
-        ask(&url(self.nodes[0].0), redis::cmd("CLUSTER").arg("KEYSLOT").arg(key))
+        query(&url(self.nodes[0].0), redis::cmd("CLUSTER").arg("KEYSLOT").arg(key))
             .await
             .expect("the slot of a key")
     }
@@ -191,9 +192,10 @@ impl Cluster {
     }
 
     async fn is_complete(&self, node: &str) -> bool {
-        let info: String = ask(node, redis::cmd("CLUSTER").arg("INFO")).await.unwrap_or_default();
+        let info: String = query(node, redis::cmd("CLUSTER").arg("INFO")).await.unwrap_or_default();
         let whole = format!("cluster_known_nodes:{}\r\n", self.nodes.len());
-        let nodes: String = ask(node, redis::cmd("CLUSTER").arg("NODES")).await.unwrap_or_default();
+        let nodes: String =
+            query(node, redis::cmd("CLUSTER").arg("NODES")).await.unwrap_or_default();
         let masters = nodes.lines().filter(|line| line.contains("master")).count();
         info.contains("cluster_state:ok\r\n") && info.contains(&whole) && masters == Self::MASTERS
     }

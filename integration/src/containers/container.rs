@@ -12,7 +12,7 @@ use super::docker;
 use super::ports::Port;
 use crate::{LIMIT, within};
 
-/// One question to a server that may not be up: short, because it is asked again.
+/// One command to a server that may not be up: short, because it is sent again.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// Between two questions.
 const PROBE_PAUSE: Duration = Duration::from_millis(30);

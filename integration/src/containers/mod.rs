@@ -81,7 +81,7 @@ impl Program {
             }
         }
         skip(&format!(
-            "Docker does not answer, or has no image of {self:?} (./integration/test sees to both)"
+            "Docker does not respond, or has no image of {self:?} (./integration/test sees to both)"
         ));
         None
     }

@@ -80,7 +80,7 @@ impl PgBouncer {
         format!("postgres://lockservice:secret@127.0.0.1:{}/lockservice", self.port.number())
     }
 
-    /// How another application connects, which asks for nothing that pgbouncer refuses.
+    /// How another application connects, which requests nothing that pgbouncer refuses.
     pub fn application(&self) -> PgConnectOptions {
         let options: PgConnectOptions = self.url().parse().expect("a URL");
         options.extra_float_digits(None).application_name("another")

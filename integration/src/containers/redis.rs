@@ -84,7 +84,7 @@ pub(super) fn url(port: u16) -> String {
 }
 
 /// The response of the Redis at `url` to one command.
-pub(super) async fn ask<T: redis::FromRedisValue>(
+pub(super) async fn query<T: redis::FromRedisValue>(
     url: &str,
     command: &redis::Cmd,
 ) -> RedisResult<T> {
@@ -94,9 +94,9 @@ pub(super) async fn ask<T: redis::FromRedisValue>(
     Box::pin(command.query_async(&mut connection)).await
 }
 
-/// One question to the server. One that still loads its data responds with an error.
+/// One command to the server. One that still loads its data responds with an error.
 pub(super) async fn ping(url: &str) -> RedisResult<()> {
-    ask::<String>(url, &redis::cmd("PING")).await.map(drop)
+    query::<String>(url, &redis::cmd("PING")).await.map(drop)
 }
 
 /// Several Redis in one network, in which each is at 127.0.0.1 and at the same port as on this

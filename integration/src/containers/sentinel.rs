@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::container::Container;
 use super::ports::Port;
-use super::redis::{Network, ask, url};
+use super::redis::{Network, query, url};
 use crate::within;
 
 /// The settings of a [`Sentinel`].
@@ -111,15 +111,15 @@ impl Sentinel {
     /// # Panics
     /// If that sentinel does not respond.
     pub async fn master(&self, sentinel: usize) -> usize {
-        let question =
+        let command =
             redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(Self::MASTER_NAME).to_owned();
         let response = within(
-            "a sentinel's answer",
-            ask::<(String, u16)>(&url(self.sentinels[sentinel].0), &question),
+            "a sentinel's response",
+            query::<(String, u16)>(&url(self.sentinels[sentinel].0), &command),
         )
         .await;
-        let (host, port) = response.expect("a sentinel that lives answers");
-        assert_eq!(host, "127.0.0.1", "clients are told an address that they can reach");
+        let (host, port) = response.expect("a sentinel that lives responds");
+        assert_eq!(host, "127.0.0.1", "clients get an address that they can reach");
         self.servers.iter().position(|(own, _)| *own == port).expect("one of the servers")
     }
 
@@ -135,7 +135,7 @@ impl Sentinel {
                 let new = seen[0];
                 if new != place && seen.iter().all(|each| *each == new) {
                     let role =
-                        ask::<redis::Value>(&url(self.servers[new].0), &redis::cmd("ROLE")).await;
+                        query::<redis::Value>(&url(self.servers[new].0), &redis::cmd("ROLE")).await;
                     if format!("{role:?}").contains("master") {
                         return new;
                     }
@@ -151,7 +151,7 @@ impl Sentinel {
         let name = Self::MASTER_NAME;
         let known = async |port: u16, what: &str| -> Vec<String> {
             let response =
-                ask::<Vec<redis::Value>>(&url(port), redis::cmd("SENTINEL").arg(what).arg(name))
+                query::<Vec<redis::Value>>(&url(port), redis::cmd("SENTINEL").arg(what).arg(name))
                     .await;
             response.unwrap_or_default().iter().map(|each| format!("{each:?}")).collect()
         };

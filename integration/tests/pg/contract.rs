@@ -95,7 +95,7 @@ async fn a_server_that_acknowledges_before_its_disk_has_it_is_made_to_wait() {
     // With the writer that would flush it later killed too, only what was flushed is there.
     server.kill().await;
     server.start().await;
-    let applied = store.applied().await.expect("an answer");
+    let applied = store.applied().await.expect("a response");
     assert_eq!((applied.epoch, applied.number.get()), (epoch, 20));
 }
 
@@ -176,7 +176,7 @@ async fn an_epoch_is_above_the_floor_of_the_servers_clock_also_when_the_store_fo
     assert!((floor + 1..floor + 18).contains(&first.get()), "{first} after {floor}");
     run(&mut admin, "delete from lockservice.head").await;
     let Leadership::Held { seen, .. } =
-        store.acquire_leadership(&candidate(), TTL).await.expect("an answer")
+        store.acquire_leadership(&candidate(), TTL).await.expect("a response")
     else {
         panic!("a store that forgot its leader is led by nobody before it was watched")
     };

@@ -47,7 +47,7 @@ async fn a_promoted_copy_has_another_line_of_history_and_each_response_says_so()
         after
     );
     // L4: on another copy neither the leader's own name nor a resignation proves anything.
-    let leadership = store.acquire_leadership(&me, TTL).await.expect("an answer");
+    let leadership = store.acquire_leadership(&me, TTL).await.expect("a response");
     assert!(
         matches!(&leadership, Leadership::Held { seen, .. } if seen.lineage == after),
         "{leadership:?}"
@@ -80,7 +80,7 @@ async fn a_stand_by_hears_of_a_resignation_at_once_also_after_its_connection_was
 /// Asks and waits until it leads; returns the epoch.
 async fn hear(store: Arc<PgStore>, candidate: Candidate) -> Epoch {
     loop {
-        match store.acquire_leadership(&candidate, TTL).await.expect("an answer") {
+        match store.acquire_leadership(&candidate, TTL).await.expect("a response") {
             Leadership::Acquired(Acquired { epoch, .. }) => return epoch,
             Leadership::Held { .. } => store.wait_for_change(FOREVER).await.expect("it can tell"),
         }

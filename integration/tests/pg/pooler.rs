@@ -32,7 +32,7 @@ async fn found_by(application: &PgConnectOptions) -> Vec<String> {
         ["statement_timeout", "lock_timeout", "default_transaction_isolation", "synchronous_commit"]
     {
         let ask = format!("select current_setting('{name}')");
-        let row = connection.fetch_one(raw_sql(AssertSqlSafe(ask))).await.expect("an answer");
+        let row = connection.fetch_one(raw_sql(AssertSqlSafe(ask))).await.expect("a response");
         found.push(row.get::<String, _>(0));
     }
     found

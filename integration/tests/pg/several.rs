@@ -44,7 +44,7 @@ async fn of_several_servers_the_one_that_takes_writes_is_used_whichever_that_is_
     );
     let mut journal = Journal::begin(&store).await;
     journal.write(&store).await.expect("a write");
-    let lineage = store.applied().await.expect("an answer").lineage;
+    let lineage = store.applied().await.expect("a response").lineage;
 
     // None takes writes.
     read_only(&mut admin_one, "on").await;
@@ -73,5 +73,5 @@ async fn of_several_servers_the_one_that_takes_writes_is_used_whichever_that_is_
     })
     .await;
     assert_refused(refused, ErrorKind::Fenced, &[]);
-    assert_ne!(store.applied().await.expect("an answer").lineage, lineage);
+    assert_ne!(store.applied().await.expect("a response").lineage, lineage);
 }

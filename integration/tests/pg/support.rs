@@ -75,7 +75,7 @@ pub(crate) fn candidate() -> Candidate {
 pub(crate) async fn lead(store: &dyn BindStore) -> Epoch {
     let mut candidate = candidate();
     loop {
-        match store.acquire_leadership(&candidate, TTL).await.expect("an answer") {
+        match store.acquire_leadership(&candidate, TTL).await.expect("a response") {
             Leadership::Acquired(Acquired { epoch, .. }) => return epoch,
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
         }

@@ -128,7 +128,7 @@ async fn a_ready_client_serves_and_a_resignation_is_observed_at_once() {
     within("the news", observed).await.expect("no panic").expect("heard");
     assert!(begin.elapsed() < poll / 2, "{:?}", begin.elapsed());
     let response =
-        bounded(waits.acquire_leadership(&candidate("next"), TTL)).await.expect("an answer");
+        bounded(waits.acquire_leadership(&candidate("next"), TTL)).await.expect("a response");
     assert!(matches!(response, Leadership::Acquired(Acquired { clean: true, .. })), "{response:?}");
     // The news of its own acquisition ends one wait; then nothing happens, and the poll does.
     let begin = Instant::now();
@@ -177,7 +177,11 @@ async fn a_user_who_may_not_delete_is_refused_before_anything_is_written() {
         .expect_err("it may not delete");
     assert_eq!(error.kind(), ErrorKind::StoreUnusable, "{error:?}");
     let () = ask(redis.url(), "ACL SETUSER default +hdel").await;
-    assert_eq!(store.applied().await.expect("an answer").number.get(), 0, "nothing of it is there");
-    assert!(store.load().await.expect("an answer").tables.is_empty(), "nothing of it is there");
+    assert_eq!(
+        store.applied().await.expect("a response").number.get(),
+        0,
+        "nothing of it is there"
+    );
+    assert!(store.load().await.expect("a response").tables.is_empty(), "nothing of it is there");
     store.write(leader.epoch, WriteNumber::FIRST, &batch).await.expect("it may now");
 }

@@ -130,15 +130,15 @@ async fn a_paused_server_costs_no_call_more_than_its_bound_and_a_write_is_found_
     leader.write().await.expect("a write");
     redis.pause().await;
     let begin = Instant::now();
-    let unknown = leader.write().await.expect_err("no answer");
+    let unknown = leader.write().await.expect_err("no response");
     assert_eq!(unknown.kind(), ErrorKind::UnknownOutcome, "{unknown:?}");
-    assert_eq!(leader.renew().await.expect_err("no answer").kind(), ErrorKind::Unavailable);
+    assert_eq!(leader.renew().await.expect_err("no response").kind(), ErrorKind::Unavailable);
     assert!(bounded(store.load()).await.is_err());
     assert!(begin.elapsed() < BOUND * 3, "{:?}", begin.elapsed());
     redis.unpause().await;
     // What was sent into the pause has landed, or never will: its number is taken, by itself or by
     // the next.
-    let found = bounded(store.applied()).await.expect("it answers");
+    let found = bounded(store.applied()).await.expect("it responds");
     assert_eq!(found.lineage, leader.lineage, "a pause loses nothing");
     match bounded(store.write(leader.epoch, WriteNumber::new(2), &batch(2))).await {
         Ok(_) => {}

@@ -36,7 +36,7 @@ async fn the_loss_is_noticed(mut leader: Leader) {
     let empty = seen(&leader.store, &Candidate { seen: None, ..leader.candidate.clone() }).await;
     assert_eq!(empty.leader, None);
     let next = Candidate { seen: Some(empty), floor: leader.epoch, ..leader.candidate };
-    match bounded(leader.store.acquire_leadership(&next, TTL)).await.expect("an answer") {
+    match bounded(leader.store.acquire_leadership(&next, TTL)).await.expect("a response") {
         Leadership::Acquired(Acquired {
             epoch, applied, clean: false, continuous: false, ..
         }) => {
@@ -65,7 +65,7 @@ async fn a_restart_without_persistence_is_noticed() {
     leader.write().await.expect("a write");
     redis.kill().await;
     redis.start().await;
-    let lineage = bounded(store.applied()).await.expect("it answers").lineage;
+    let lineage = bounded(store.applied()).await.expect("it responds").lineage;
     assert_ne!(lineage, leader.lineage);
     the_loss_is_noticed(leader).await;
 }
@@ -125,14 +125,14 @@ async fn a_restart_from_a_snapshot_is_noticed_by_the_number_and_by_the_lineage()
         leader.write().await.expect_err("the number does not follow").kind(),
         ErrorKind::Fenced
     );
-    let found = bounded(store.applied()).await.expect("it answers");
+    let found = bounded(store.applied()).await.expect("it responds");
     assert_eq!((found.epoch, found.number.get()), (leader.epoch, 1));
     assert_ne!(found.lineage, leader.lineage);
     // Its own name stands there, but on another copy: it must watch like any other, and learns that
     // something may be lost.
     let me = Candidate { seen: None, ..leader.candidate.clone() };
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
-    let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
+    let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("a response");
     assert!(
         matches!(
             response,
@@ -157,7 +157,7 @@ async fn a_resignation_before_a_restart_proves_nothing_after_it() {
     redis.start().await;
     let mut next = candidate("next");
     next.seen = Some(seen(&store, &next).await);
-    let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
+    let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("a response");
     assert!(
         matches!(response, Leadership::Acquired(Acquired { clean: false, continuous: false, .. })),
         "{response:?}"
@@ -196,7 +196,7 @@ async fn with_a_synced_append_only_file_no_acknowledged_write_is_lost_to_kill_ni
         ));
         redis.start().await;
         let found =
-            bounded(store.applied()).await.expect("it answers again, over a new connection");
+            bounded(store.applied()).await.expect("it responds again, over a new connection");
         let there = found.number.get();
         assert_ne!(found.lineage, leader.lineage);
         assert!(there == written || there == written + 1, "{there} of {written}");

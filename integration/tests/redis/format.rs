@@ -170,7 +170,7 @@ async fn sixteen_nodes_open_format_one_at_once_under_load_and_one_leads() {
     let mut asking = JoinSet::new();
     for (store, node) in nodes {
         asking.spawn(async move {
-            let response = bounded(store.acquire_leadership(&node, TTL)).await.expect("an answer");
+            let response = bounded(store.acquire_leadership(&node, TTL)).await.expect("a response");
             let led = matches!(
                 &response,
                 Leadership::Acquired(Acquired {
@@ -225,7 +225,7 @@ async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
     assert_eq!((inspection.state.tables, inspection.state.applied.get()), (vec![table(2)], 1));
     assert_eq!(inspection.head.expect("sound").epoch, Epoch::new(900_000));
     assert_eq!(dump(url).await, before, "nothing was changed");
-    let refused = bounded(open(url).await.load()).await.expect_err("nobody leads it");
+    let refused = bounded(open(url).await.load()).await.expect_err("no one leads it");
     assert!(
         matches!(refused.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer),
         "{refused:?}"
@@ -236,7 +236,7 @@ async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
     let head = (ProblemKind::Damaged, "head/record".to_owned());
     assert_eq!(named(&inspection), [&[head], &three[..]].concat());
     assert_eq!(inspection.head, None);
-    let refused = bounded(RedisStore::connect(url)).await.expect_err("nobody leads it");
+    let refused = bounded(RedisStore::connect(url)).await.expect_err("no one leads it");
     assert_eq!(refused.kind(), ErrorKind::StoreCorrupt, "{refused:?}");
 
     ask::<i64>(url, &format!("HDEL {KEY} format")).await;

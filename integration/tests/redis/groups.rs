@@ -91,7 +91,7 @@ async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
     );
     let me = Candidate { seen: None, ..leader.candidate.clone() };
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
-    let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
+    let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("a response");
     let Leadership::Acquired(Acquired {
         epoch,
         applied: WriteNumber::FIRST,
@@ -127,7 +127,7 @@ async fn a_cluster_is_followed_when_the_slot_gets_another_master() {
     // The one that died comes back as a replica; who asks only it is sent on.
     cluster.node(first).start().await;
     let old = open(&format!("redis-cluster://{}", hosts(&cluster.urls()[first..=first]))).await;
-    assert_eq!(bounded(old.applied()).await.expect("it answers").lineage, lineage);
+    assert_eq!(bounded(old.applied()).await.expect("it responds").lineage, lineage);
     // And is made master again, while all live: the connection leads to a replica, which says where
     // the key has moved.
     within("the replica is in step, and takes over", take_over(&cluster.urls()[first])).await;
@@ -175,12 +175,12 @@ async fn a_slot_is_moved_key_by_key_while_the_store_is_written_and_no_call_fails
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let late = open(&cluster_url(&cluster)).await;
-    assert_eq!(bounded(late.applied()).await.expect("an answer").number.get(), leader.applied);
+    assert_eq!(bounded(late.applied()).await.expect("a response").number.get(), leader.applied);
     cluster.finish_move(key, from, to).await;
     for _ in 0..10 {
         served(&mut leader, "after the slot was given over").await;
     }
-    assert_eq!(bounded(late.applied()).await.expect("an answer").number.get(), leader.applied);
+    assert_eq!(bounded(late.applied()).await.expect("a response").number.get(), leader.applied);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,7 +219,7 @@ async fn replicated(master: &str) {
                 .arg(1)
                 .arg(100);
             let (received,): (u32,) =
-                pipeline.query_async(&mut connection).await.expect("an answer");
+                pipeline.query_async(&mut connection).await.expect("a response");
             if received == 1 {
                 return;
             }

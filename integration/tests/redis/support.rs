@@ -70,7 +70,7 @@ impl Leader {
     }
 
     pub(crate) async fn acquire(store: &RedisStore, candidate: Candidate) -> Self {
-        match bounded(store.acquire_leadership(&candidate, TTL)).await.expect("an answer") {
+        match bounded(store.acquire_leadership(&candidate, TTL)).await.expect("a response") {
             Leadership::Acquired(Acquired { epoch, applied, lineage, .. }) => {
                 let applied = applied.get();
                 Self { store: store.clone(), candidate, epoch, lineage, applied }
@@ -95,7 +95,7 @@ impl Leader {
 
 /// What a candidate that may not lead yet sees.
 pub(crate) async fn seen(store: &RedisStore, candidate: &Candidate) -> Seen {
-    match bounded(store.acquire_leadership(candidate, TTL)).await.expect("an answer") {
+    match bounded(store.acquire_leadership(candidate, TTL)).await.expect("a response") {
         Leadership::Held { seen, .. } => seen,
         led => panic!("it leads although it watched nothing: {led:?}"),
     }

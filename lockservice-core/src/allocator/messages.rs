@@ -21,8 +21,8 @@ pub struct Progress {
     pub write: WriteNumber,
     /// Every version, incarnation, table id and token that had been handed out is below this.
     pub high_water: EpochNumber,
-    /// Tells the leadership from another that was given the same epoch, by a store that went back;
-    /// 0 if that is not known.
+    /// Distinguishes the leadership from another that was given the same epoch, by a store that
+    /// went back; 0 if that is not known.
     pub leader: Nonce,
 }
 
@@ -44,7 +44,7 @@ impl Progress {
     }
 }
 
-/// A node asks to start as a new incarnation.
+/// A node requests to start as a new incarnation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Registration {
     /// The node's name, the same over its restarts.

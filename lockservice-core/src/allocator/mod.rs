@@ -186,7 +186,7 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     ///   start it again.
     /// - `CannotCommit` if the transaction is tombstoned, has ended, was never begun, or said that
     ///   it would not validate, or if its origin is fenced: start a new transaction.
-    /// - `Timeout` if less than `asked.least` could be promised: call again.
+    /// - `Timeout` if less than `window.least` could be promised: call again.
     /// - `Unavailable` also if its origin has not reported yet that the transaction has begun: call
     ///   again.
     /// - `ResourceExhausted` at the limits of binds in a commit, and of commits of an origin.

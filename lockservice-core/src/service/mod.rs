@@ -162,7 +162,7 @@ pub(crate) struct ServiceInner {
     /// The high-water mark over all responses of the allocator (L4). Locked for a comparison.
     observed: Mutex<Progress>,
     pub(crate) phase: watch::Sender<Phase>,
-    /// Told whenever a session or a transaction has gone.
+    /// Notified whenever a session or a transaction has gone.
     pub(crate) departed: Notify,
 }
 

@@ -145,7 +145,7 @@ impl ServiceSettings {
             // P1: a TTL that leaves less than two renewals is refused.
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
-                "the session TTL is too short to be renewed in time: ask for more",
+                "the session TTL is too short to be renewed in time: request more",
             )
             .with("ttl", format!("{ttl:?}"))
             .with("least", format!("{min:?}")));

@@ -54,7 +54,7 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// - `Unavailable`: the store does not respond; load again.
     async fn load(&self) -> Result<StoreState>;
 
-    /// Asks for a leadership that lasts `ttl` without a renewal; decided by
+    /// Requests a leadership that lasts `ttl` without a renewal; decided by
     /// [`Head::acquire_shared`], or for an exclusive store by
     /// [`ExclusiveStore`](super::ExclusiveStore).
     ///

@@ -1,4 +1,4 @@
-//! [`Candidate`]: a process that asks for the leadership, and its observations.
+//! [`Candidate`]: a process that requests the leadership, and its observations.
 
 use super::{Cluster, DataLoss, Lineage};
 use crate::env::Env;
@@ -27,12 +27,12 @@ impl From<&str> for NodeAddress {
     }
 }
 
-/// A process that asks for the leadership.
+/// A process that requests the leadership.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Candidate {
     /// The node of the candidate.
     pub node: NodeName,
-    /// Tells two processes of one node apart.
+    /// Distinguishes two processes of one node.
     pub nonce: Nonce,
     /// The address at which it is reached once it leads.
     pub address: NodeAddress,
@@ -67,8 +67,8 @@ pub struct Seen {
 pub struct LeaderSeen {
     /// The leader's epoch.
     pub epoch: Epoch,
-    /// Tells the leadership from another that was given the same epoch, by a store that went back;
-    /// 0 after a resignation.
+    /// Distinguishes the leadership from another that was given the same epoch, by a store that
+    /// went back; 0 after a resignation.
     pub nonce: Nonce,
     /// The number of the leader's last renewal.
     pub counter: RenewalNumber,

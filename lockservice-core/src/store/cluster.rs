@@ -68,7 +68,8 @@ impl Cluster {
     }
 }
 
-/// Tells a cluster from any other (T3). Random, and no secret; 32 hexadecimal digits as text.
+/// Distinguishes a cluster from any other (T3). Random, and no secret; 32 hexadecimal digits as
+/// text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ClusterId(u128);

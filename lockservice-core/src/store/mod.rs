@@ -31,7 +31,7 @@
 //! |---|---|
 //! | `backend` | the trait: what a backend does |
 //! | `leadership` | the leadership as a store records it |
-//! | `candidate` | a process that asks for the leadership, and its observations |
+//! | `candidate` | a process that requests the leadership, and its observations |
 //! | `loss` | the knowledge of lost writes |
 //! | `head` | the leadership, and the last write; pure |
 //! | `history` | the begins of the last leaderships |

@@ -3,8 +3,8 @@
 //! [`LockEngine`] is the shell: the wakers, and [`LockCall`], the future of a call. The shell holds
 //! two parts, which read no clock, await nothing and wake no task:
 //!
-//! - `uncontended/`: the rows that one transaction holds and nobody else wants, in shards, each
-//!   under a mutex of its own.
+//! - `uncontended/`: the rows that one transaction holds and no other transaction wants, in shards,
+//!   each under a mutex of its own.
 //! - The **state**, under one mutex: all ranges, all waits, and the rows that more than one
 //!   transaction wants. Before it decides a call, the uncontended holds that overlap the item of
 //!   the call are moved here.
@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `engine.rs` | the shell: the mutex and its holds |
 //! | `lock_call.rs` | the future of a call; the **linearisation point** of grant and cancel |
-//! | `uncontended/` | rows that one transaction holds and nobody else wants: the **hot path** |
+//! | `uncontended/` | rows that one transaction holds and no other wants: the **hot path** |
 //! | `state.rs` | all tables, transactions and calls; installing and sealing |
 //! | `call/` | a call in flight: its begin, its way, its wait, its end, its limits and errors |
 //! | `release.rs` | releases and roll-backs |
@@ -111,7 +111,7 @@
 //! ```
 //!
 //! There is one exception. A request goes ahead of a waiter that waits, directly or through others,
-//! for the transaction of the request. If A above asks for row 2, it gets the row at once, ahead of
+//! for the transaction of the request. If A above requests row 2, it gets the row at once, ahead of
 //! B. A wait behind B would close a deadlock that only the queue makes. Every lock of a whole table
 //! would then abort the transactions that need one more row. `NoWait` treats a waiter ahead as a
 //! lock, with the same exception.

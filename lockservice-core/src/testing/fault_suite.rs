@@ -151,7 +151,7 @@ fn check_records(state: &StoreState, binds: &[Bind], blocks: &[(TableId, TokenBl
     }
 }
 
-/// Binds one more table and has it forgotten, once, however often it has to be asked.
+/// Binds one more table and has it forgotten, once, however often the calls are repeated.
 async fn forget_one(allocator: &LocalAllocator, owner: ServiceId, what: &str) -> Bind {
     let table = TableRef::new("g", "forgotten").expect("a name");
     let bind = again(what, || allocator.bind(owner, &table)).await.bind;
@@ -174,7 +174,7 @@ async fn afterwards(fixture: &dyn StoreFixture, what: &str) {
 }
 
 /// A shared store that is new has an unknown data loss until a leader resolves that; here no node
-/// can have been told of anything.
+/// can have observed anything.
 async fn resolve(store: &dyn BindStore) {
     let mut candidate = candidate();
     for _ in 0..3 {
@@ -195,7 +195,7 @@ fn candidate() -> Candidate {
 }
 
 /// Opens the allocator, again and again until nothing befalls that. A leadership whose
-/// acknowledgement was lost is asked for again with the same nonce.
+/// acknowledgement was lost is requested again with the same nonce.
 async fn open(store: Arc<FaultyStore>, what: &str) -> Arc<LocalAllocator> {
     let settings = AllocatorSettings {
         constants: ClusterConstants { leadership_ttl_ms: 60_000, lease_ttl_ms: 60_000 },

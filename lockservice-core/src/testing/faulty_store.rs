@@ -23,8 +23,8 @@ pub enum Fault {
     /// It arrives, but its response is lost: `UnknownOutcome` for what changes something,
     /// `Unavailable` for the rest.
     ReplyLost,
-    /// Its response is lost before it arrives: it is carried out only when the caller asks for the
-    /// next thing, if ever.
+    /// Its response is lost before it arrives: it is carried out only with the next call, if
+    /// ever.
     LateArrival,
     /// It arrives twice; the first response is given.
     Duplicate,
@@ -149,11 +149,11 @@ macro_rules! harmless {
 }
 
 fn refused() -> Error {
-    Error::new(ErrorKind::Unavailable, "the store did not answer (a fault of the test)")
+    Error::new(ErrorKind::Unavailable, "the store did not respond (a fault of the test)")
 }
 
 fn reply_lost() -> Error {
-    Error::new(ErrorKind::UnknownOutcome, "the store's answer was lost (a fault of the test)")
+    Error::new(ErrorKind::UnknownOutcome, "the store's response was lost (a fault of the test)")
 }
 
 #[async_trait]

@@ -49,7 +49,7 @@ impl Connection {
     fn node(&self) -> Result<Arc<dyn LockTableAllocator>> {
         let node = self.peers.0.lock().get(&self.address).map(Arc::clone);
         node.ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, "no node answers there")
+            Error::new(ErrorKind::Unavailable, "no node responds there")
                 .with("address", &self.address)
         })
     }

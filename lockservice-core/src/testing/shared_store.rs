@@ -36,7 +36,7 @@ struct SharedState {
     content: Mutex<Content>,
     /// The floor that the server's clock vouches for.
     floor: Mutex<Floor>,
-    /// Told of each change of leadership.
+    /// Notified of each change of leadership.
     changed: watch::Sender<()>,
 }
 
@@ -102,7 +102,7 @@ impl SharedStore {
         if tokio::time::timeout(CUT_OFF_MAX, cut.wait_for(|cut| !cut)).await.is_err() {
             return Err(Error::new(
                 ErrorKind::Unavailable,
-                "the store does not answer: is it running?",
+                "the store does not respond: is it running?",
             ));
         }
         call(&mut self.shared.content.lock())

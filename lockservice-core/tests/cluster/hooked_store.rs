@@ -80,7 +80,7 @@ impl HookedStore {
 }
 
 fn lost() -> Error {
-    Error::new(ErrorKind::UnknownOutcome, "the answer was lost (a fault of the test)")
+    Error::new(ErrorKind::UnknownOutcome, "the response was lost (a fault of the test)")
 }
 
 #[async_trait]

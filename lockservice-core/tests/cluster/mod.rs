@@ -110,7 +110,7 @@ impl Cluster {
 
     /// A report of a node that can read the store.
     pub(crate) async fn report(&self, observed: Progress) -> Report {
-        let head = self.store.head().await.expect("answers").expect("led");
+        let head = self.store.head().await.expect("responds").expect("led");
         Report::new(observed, &head.cluster.expect("every leader names it"))
     }
 
@@ -153,7 +153,7 @@ impl Node {
 
     /// Begins an incarnation at once.
     pub(crate) async fn begin(&self) -> Incarnation {
-        self.register().await.expect("a leader answers")
+        self.register().await.expect("a leader responds")
     }
 
     /// Begins an incarnation when it may, and there is a leader.

@@ -28,7 +28,7 @@ async fn a_dead_leader_is_replaced_within_its_ttl_and_every_bind_is_kept() {
     let after = second.keep(&incarnation, before).await.expect("still live");
     assert!(after.epoch > before.epoch);
     assert_eq!(
-        second.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind,
+        second.allocator.latest(&table("t")).await.expect("responds").bind.expect("kept").bind,
         bound.bind
     );
     second.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect("still valid");
@@ -98,7 +98,7 @@ async fn a_leader_without_its_store_validates_while_the_leadership_lasts_and_goe
     node.allocator.bind(again.service, &table("u")).await.expect("the same leadership goes on");
     assert_eq!(again.at.epoch, bound.at.epoch);
     assert_eq!(
-        node.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind,
+        node.allocator.latest(&table("t")).await.expect("responds").bind.expect("kept").bind,
         bound.bind
     );
     assert!(cluster.store.writes() > writes);

@@ -28,7 +28,7 @@ async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_on
     let begin = Instant::now();
     let nodes = [cluster.node("a"), cluster.node("b"), cluster.node("c")];
     for node in &nodes {
-        node.allocator.elected().await.expect("the store answers");
+        node.allocator.elected().await.expect("the store responds");
     }
     assert_eq!(nodes.iter().filter(|node| node.leads()).count(), 1);
     assert!(begin.elapsed() >= hi(TTL), "watched for {:?}", begin.elapsed());

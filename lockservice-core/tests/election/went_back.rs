@@ -45,7 +45,7 @@ async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_n
         node.keep(&again, Progress::default()).await.expect("live");
         tokio::time::sleep(e.retry_after().expect("it says so").min(TTL / 3)).await;
     }
-    let bound = node.allocator.latest(&table("t")).await.expect("answers").bind.expect("bound");
+    let bound = node.allocator.latest(&table("t")).await.expect("responds").bind.expect("bound");
     assert!(
         bound.bind.version > lost.bind.version && bound.bind.id > lost.bind.id,
         "no number is given out twice"
@@ -140,7 +140,7 @@ async fn a_response_of_an_earlier_leader_is_rejected() {
         ..Candidate::new(NodeName::new("x").expect("a name"), "x")
     };
     drop(stale);
-    let seen = match old_store.acquire_leadership(&candidate, TTL).await.expect("asks") {
+    let seen = match old_store.acquire_leadership(&candidate, TTL).await.expect("a response") {
         Leadership::Held { seen, .. } => Some(seen),
         other => panic!("{other:?}"),
     };
@@ -187,7 +187,7 @@ async fn a_restart_that_lost_nothing_ends_the_leadership_and_keeps_every_bind() 
     }
     node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect("nothing was lost");
     assert_eq!(
-        node.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind,
+        node.allocator.latest(&table("t")).await.expect("responds").bind.expect("kept").bind,
         bound.bind
     );
 }

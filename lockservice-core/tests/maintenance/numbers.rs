@@ -111,7 +111,7 @@ async fn a_restored_store_is_another_clusters_than_the_dumped_one() {
         store
             .head()
             .await
-            .expect("answers")
+            .expect("responds")
             .expect("led")
             .cluster
             .expect("every leader names it")
@@ -134,7 +134,7 @@ async fn a_restored_store_is_another_clusters_than_the_dumped_one() {
     assert_ne!(restored.cluster, before);
     // A leader keeps it.
     let Leadership::Acquired(Acquired { cluster: kept, .. }) =
-        store.acquire_leadership(&Candidate::from(node), TTL).await.expect("asked")
+        store.acquire_leadership(&Candidate::from(node), TTL).await.expect("a response")
     else {
         panic!("it was resigned")
     };

@@ -33,13 +33,13 @@ async fn a_store_that_somebody_leads_is_refused_and_one_whose_leader_died_is_wat
     let clock = TokioClock::new();
     let mut candidate = Candidate::from(NodeName::new("other").expect("a name"));
     let Leadership::Held { seen, .. } =
-        store.acquire_leadership(&candidate, TTL).await.expect("asked")
+        store.acquire_leadership(&candidate, TTL).await.expect("a response")
     else {
         panic!("an empty store is watched first")
     };
     candidate.seen = Some(seen);
     let Leadership::Acquired(Acquired { epoch, .. }) =
-        store.acquire_leadership(&candidate, TTL).await.expect("asked")
+        store.acquire_leadership(&candidate, TTL).await.expect("a response")
     else {
         panic!("it was watched")
     };
@@ -54,7 +54,7 @@ async fn a_store_that_somebody_leads_is_refused_and_one_whose_leader_died_is_wat
     assert_eq!(refused.kind(), ErrorKind::StoreInUse, "{refused}");
     renewing.abort();
     let began = Instant::now();
-    restore(&store, &clock, &dump(), &options()).await.expect("nobody leads any more");
+    restore(&store, &clock, &dump(), &options()).await.expect("no one leads any more");
     assert!(began.elapsed() >= hi(TTL), "{:?}", began.elapsed());
 }
 
@@ -154,7 +154,7 @@ async fn the_record_of_an_unfinished_restore_alone_is_refused_by_an_exclusive_st
     let store = MemoryStore::new(0);
     let candidate = Candidate::from(NodeName::new("a").expect("a name"));
     let Leadership::Acquired(Acquired { epoch, .. }) =
-        store.acquire_leadership(&candidate, TTL).await.expect("asked")
+        store.acquire_leadership(&candidate, TTL).await.expect("a response")
     else {
         panic!("exclusive")
     };

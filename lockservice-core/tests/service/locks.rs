@@ -32,7 +32,7 @@ async fn a_wait_ends_at_its_deadline_and_leaves_no_claim() {
     assert_eq!(waiter.lock(limited).await.expect_err("held").kind(), ErrorKind::Timeout);
     assert!(service.waits(None).is_empty());
     holder.end(None);
-    waiter.lock(nowait("k")).await.expect("free, and nobody else waits");
+    waiter.lock(nowait("k")).await.expect("free, and no one else waits");
 }
 
 #[tokio::test(start_paused = true)]

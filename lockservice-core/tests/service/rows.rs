@@ -78,7 +78,7 @@ async fn no_row_is_granted_under_a_lease_that_is_over() {
     let one = service.begin(TxnOptions::default()).expect("it serves");
     assert!(one.lock_row(&table, &key("a"), LockMode::Exclusive).is_some());
     // The clock goes on and no task of the service runs meanwhile.
-    allocator.resign(service.id(), service.nonce()).await.expect("it answers");
+    allocator.resign(service.id(), service.nonce()).await.expect("it responds");
     tokio::time::advance(10 * SECOND).await;
     assert_eq!(one.lock_row(&table, &key("b"), LockMode::Exclusive), None);
     let error = one.lock(spec("b")).await.expect_err("its lease is over");

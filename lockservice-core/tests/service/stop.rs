@@ -70,7 +70,7 @@ async fn a_service_that_cannot_renew_seals_itself_before_its_tables_are_given_aw
         ErrorKind::LeaseLost
     );
     let txn = next.begin(TxnOptions::default()).expect("begin");
-    txn.lock(spec("k")).await.expect("granted anew");
+    txn.lock(spec("k")).await.expect("reassigned");
 }
 
 #[tokio::test(start_paused = true)]

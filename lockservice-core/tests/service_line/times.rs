@@ -54,13 +54,13 @@ async fn the_time_of_a_lock_runs_while_earlier_operations_wait_or_are_missing() 
         assert_eq!(outcome.expect_err("its time is up").kind(), ErrorKind::Timeout);
     }
     // A repetition gets the same response, before its turn and after.
-    let again = submit(&session, 1, 2, within(SECOND, "b")).await.expect_err("answered");
+    let again = submit(&session, 1, 2, within(SECOND, "b")).await.expect_err("a response");
     assert_eq!(again.kind(), ErrorKind::Timeout);
     about(began.elapsed(), SECOND);
     holder.end(None);
     waits.await.expect("free now");
     submit(&session, 2, 2, spec("d")).await.expect("it comes late, in its place");
-    let again = submit(&session, 1, 2, within(SECOND, "b")).await.expect_err("answered");
+    let again = submit(&session, 1, 2, within(SECOND, "b")).await.expect_err("a response");
     assert_eq!(again.kind(), ErrorKind::Timeout);
     // The order goes on behind them.
     submit(&session, 1, 3, spec("e")).await.expect("free");

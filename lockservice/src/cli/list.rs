@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_tells_a_deadlock_as_data() {
+    fn an_error_shows_a_deadlock_as_data() {
         let txn = |number| TxnId::new(ServiceId::new(1), TxnNumber::new(number), false);
         let edge = DeadlockEdge {
             waiter: txn(1),

@@ -63,7 +63,7 @@ impl AllocatorClient {
     pub async fn begin_commit(&self, request: &BeginCommit) -> Result<Admission> {
         let message = convert::begin_commit_to_proto(request);
         let (response, sent) = self
-            .ask(
+            .at_leader(
                 |mut wire| {
                     let message = message.clone();
                     async move { wire.begin_commit(message).await }
@@ -93,7 +93,7 @@ impl AllocatorClient {
                 proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
             async move { wire.finish_commit(message).await }
         };
-        self.ask(call, |response| response.at.as_ref()).await.map(drop)
+        self.at_leader(call, |response| response.at.as_ref()).await.map(drop)
     }
 
     /// The bind of a table, if it has one. Binds nothing.
@@ -111,13 +111,13 @@ impl AllocatorClient {
             };
             async move { wire.latest(message).await }
         };
-        let (response, _) = self.ask(call, |response| response.at.as_ref()).await?;
+        let (response, _) = self.at_leader(call, |response| response.at.as_ref()).await?;
         Ok(convert::latest_from_proto(response)?.bind)
     }
 
     /// Makes a call at the leader. Returns the response and the time at which its request was sent.
     /// Every call may be repeated.
-    async fn ask<T, F, Fut>(
+    async fn at_leader<T, F, Fut>(
         &self,
         call: F,
         at: fn(&T) -> Option<&proto::Progress>,

@@ -83,16 +83,16 @@ impl Members {
                 "this node does not know its cluster yet: try again",
             ));
         };
-        let asks = cluster_from_metadata(request);
-        if asks == Some(own) {
+        let caller = cluster_from_metadata(request);
+        if caller == Some(own) {
             return Ok(());
         }
-        let asks = asks.map_or_else(|| "none".to_owned(), |asks| asks.to_string());
+        let caller = caller.map_or_else(|| "none".to_owned(), |caller| caller.to_string());
         let before = self.refused.fetch_add(1, Ordering::Relaxed);
         if before.is_multiple_of(REFUSED_PER_LINE) {
             tracing::warn!(
                 %own,
-                %asks,
+                %caller,
                 refused_before = before,
                 "refused a call that does not come from this cluster"
             );
@@ -102,6 +102,6 @@ impl Members {
             "this call is for nodes of one cluster, and this node belongs to another",
         )
         .with("cluster", own)
-        .with("asks", asks))
+        .with("caller", caller))
     }
 }

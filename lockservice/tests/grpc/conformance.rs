@@ -38,7 +38,7 @@ impl Remote {
         let served =
             Served::start(ServerSettings { grace_ms: 3_000, ..ServerSettings::default() }).await;
         let address = served.address.clone();
-        let operator = Client::connect(&address).await.expect("the server answers");
+        let operator = Client::connect(&address).await.expect("the server responds");
         Self { address, operator, served: Mutex::new(Some(served)) }
     }
 }
@@ -60,7 +60,7 @@ impl ServiceFixture for Remote {
     async fn lock_unparsed(&self, table: &TableRef, items: Vec<UnparsedItem>) -> Result<()> {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address))
             .expect("an address");
-        let mut wire = LocksClient::new(endpoint.connect().await.expect("the server answers"));
+        let mut wire = LocksClient::new(endpoint.connect().await.expect("the server responds"));
         let welcome = wire
             .open_session(proto::Hello::default())
             .await

@@ -152,7 +152,7 @@ async fn the_allocator_is_reported_as_served_while_the_node_leads_or_knows_who_d
                 .await
                 .expect("listens");
         server.follow(allocator.roles());
-        allocator.elected().await.expect("the store answers");
+        allocator.elected().await.expect("the store responds");
         let mut probe = Probe::of(&address, ALLOCATOR).await;
         probe.becomes(ServingStatus::Serving).await;
         nodes.push((connection, allocator, server, probe));

@@ -14,7 +14,7 @@ use lockservice_core::service::STILL_RUNNING_BYTES_MAX;
 #[tokio::test]
 async fn what_a_client_could_not_stop_is_seen_with_its_locks_which_stay_until_the_session_lapses() {
     let served = Served::start(ServerSettings::default()).await;
-    let client = Client::connect(&served.address).await.expect("it answers");
+    let client = Client::connect(&served.address).await.expect("it responds");
     let next = client.session(None).await.expect("a session");
     let ttl = Duration::from_secs(1);
     for (said, seen) in
@@ -25,7 +25,7 @@ async fn what_a_client_could_not_stop_is_seen_with_its_locks_which_stay_until_th
         let renewed = tokio::time::Instant::now();
         session.leave(said).await.expect("the server is told");
         drop((lock, session));
-        let locks = client.admin().locks(Some(&table())).await.expect("it answers");
+        let locks = client.admin().locks(Some(&table())).await.expect("it responds");
         let shown: Vec<&str> = locks.iter().map(|lock| lock.still_running.as_str()).collect();
         assert_eq!(shown, [seen]);
         next.lock(spec("alice")).await.expect("it lapses").release().await.expect("acknowledged");
@@ -33,7 +33,7 @@ async fn what_a_client_could_not_stop_is_seen_with_its_locks_which_stay_until_th
     }
     let session = client.session(None).await.expect("a session");
     let _held = session.lock(spec("alice")).await.expect("free");
-    let locks = client.admin().locks(Some(&table())).await.expect("it answers");
+    let locks = client.admin().locks(Some(&table())).await.expect("it responds");
     assert_eq!(locks[0].still_running, "", "of others nothing is said");
 }
 

@@ -147,14 +147,14 @@ async fn a_stream_that_is_welcomed_and_ends_is_not_replaced_again_and_again_with
 #[tokio::test]
 async fn more_sessions_than_a_connection_has_streams_are_opened_and_other_calls_go_on() {
     let served = Served::start(ServerSettings::default()).await;
-    let client = Client::connect(&served.address).await.expect("it answers");
+    let client = Client::connect(&served.address).await.expect("it responds");
     let mut sessions = Vec::new();
     for _ in 0..1_001 {
         sessions.push(client.session(None).await.expect("a session"));
     }
     let last = sessions.last().expect("many");
     let held = last.lock(spec("alice")).await.expect("free");
-    assert_eq!(client.admin().locks(Some(&table())).await.expect("an answer").len(), 1);
+    assert_eq!(client.admin().locks(Some(&table())).await.expect("a response").len(), 1);
     held.unlock().await.expect("acknowledged");
 }
 
@@ -176,7 +176,7 @@ async fn every_lock_response_renews_the_session_so_that_busy_clients_need_no_hea
     const TTL: Duration = Duration::from_secs(15);
     // No promise is shorter for the lease.
     let served = Served::start_leased(4 * TTL, ServerSettings::default()).await;
-    let client = Client::connect(&served.address).await.expect("it answers");
+    let client = Client::connect(&served.address).await.expect("it responds");
     let began = SystemClock.now();
     let session = client.session(Some(TTL)).await.expect("a session");
     let first = session.deadline();
@@ -204,7 +204,7 @@ async fn one_address_cannot_take_all_sessions_and_one_connection_not_all_of_an_a
         ..ServerSettings::default()
     };
     let served = Served::start(settings).await;
-    let client = || async { Client::connect(&served.address).await.expect("it answers") };
+    let client = || async { Client::connect(&served.address).await.expect("it responds") };
     let (first, second) = (client().await, client().await);
     let held = [first.session(None).await.expect("room"), first.session(None).await.expect("room")];
     let refused = first.session(None).await.expect_err("two are allowed");
@@ -225,12 +225,12 @@ async fn one_address_cannot_take_all_sessions_and_one_connection_not_all_of_an_a
 async fn waits_of_one_address_are_bounded_over_its_sessions_and_releases_are_not() {
     let settings = ServerSettings { ops_per_address_max: 2, ..ServerSettings::default() };
     let served = Served::start(settings).await;
-    let client = Client::connect(&served.address).await.expect("it answers");
+    let client = Client::connect(&served.address).await.expect("it responds");
     let (a, b) =
         (client.session(None).await.expect("room"), client.session(None).await.expect("room"));
     let held = a.lock(spec("alice")).await.expect("free");
     let waiting = [tokio::spawn(wait_in(a.clone())), tokio::spawn(wait_in(b.clone()))];
-    while client.admin().waits(None).await.expect("an answer").len() < 2 {
+    while client.admin().waits(None).await.expect("a response").len() < 2 {
         tokio::task::yield_now().await;
     }
     let refused = b.lock(spec("bob")).await.expect_err("two are under way");
@@ -255,7 +255,7 @@ async fn frames_of_clients_that_read_no_responses_count_in_what_their_address_ma
         ..ServerSettings::default()
     };
     let served = Served::start(settings).await;
-    let client = Client::connect(&served.address).await.expect("it answers");
+    let client = Client::connect(&served.address).await.expect("it responds");
     let session = client.session(None).await.expect("room");
     let rows = (0..200).map(|n| row(&format!("{n:01000}"))).collect();
     session

@@ -27,7 +27,7 @@ impl Caller {
     pub(crate) async fn new(served: &Served) -> Self {
         let endpoint =
             Endpoint::from_shared(format!("http://{}", served.address)).expect("an address");
-        let channel = endpoint.connect().await.expect("the server answers");
+        let channel = endpoint.connect().await.expect("the server responds");
         let mut wire = LocksClient::new(channel.clone());
         let welcome =
             wire.open_session(proto::Hello::default()).await.expect("a session").into_inner();

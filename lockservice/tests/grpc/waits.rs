@@ -11,7 +11,7 @@ use lockservice_core::{Blocker, ErrorKind, LockMode};
 use tokio::sync::watch;
 
 async fn session(address: &str, name: &str) -> Session {
-    let client = Client::builder().name(name).connect(address).await.expect("the server answers");
+    let client = Client::builder().name(name).connect(address).await.expect("the server responds");
     client.session(None).await.expect("a session")
 }
 

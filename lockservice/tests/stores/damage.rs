@@ -94,7 +94,7 @@ async fn an_inspection_names_every_damaged_record_and_an_open_refuses_the_store(
     assert_eq!((inspection.store.as_str(), &inspection.state), (url.as_str(), &state));
     assert_eq!(inspection.head.expect("sound").epoch, state.epoch);
     assert_eq!(site.raw_entries(), entries, "nothing was changed");
-    let refused = site.open().await.expect_err("nobody leads it");
+    let refused = site.open().await.expect_err("no one leads it");
     assert!(
         matches!(refused.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer),
         "{refused:?}"

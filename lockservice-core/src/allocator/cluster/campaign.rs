@@ -1,15 +1,15 @@
-//! The campaign: one task per node asks the store for the leadership, watches the leader, and leads
-//! when it is elected (L1).
+//! The campaign: one task per node requests the leadership from the store, watches the leader, and
+//! leads when it is elected (L1).
 //!
 //! # What the task does
-//! 1. [`Campaign::ask`] asks the store for the leadership, with what the node has observed
+//! 1. [`Campaign::acquire`] requests the leadership from the store, with what the node has observed
 //!    unchanged for hi(leadership TTL), if anything.
 //! 2. If the store gives it, [`Campaign::won`] leads until that is over ([`ElectedShared::lead`]),
 //!    takes a new nonce, and goes on with step 1.
 //! 3. If another holds it, [`Campaign::lost`] follows the leader ([`ElectedShared::follow`]), adds
 //!    the reading to its [`LeadershipWatch`], and waits for a change of the store, or until the
 //!    watch is complete.
-//! 4. If the store does not say, [`Campaign::unanswered`] pauses.
+//! 4. If the store does not say, [`Campaign::failed`] pauses.
 //!
 //! The task ends when an exclusive store is lost: it cannot be led again by this process.
 
@@ -32,10 +32,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Leads whenever it may. Ends only when an exclusive store is lost.
 pub(super) async fn campaign(shared: Arc<ElectedShared>) {
     let mut campaign = Campaign::new(shared);
-    while campaign.ask().await.is_continue() {}
+    while campaign.acquire().await.is_continue() {}
 }
 
-/// The state of the task between two questions to the store.
+/// The state of the task between two requests to the store.
 struct Campaign {
     shared: Arc<ElectedShared>,
     ttl: Duration,
@@ -60,8 +60,8 @@ impl Campaign {
         }
     }
 
-    /// Asks the store once, and acts on what it says.
-    async fn ask(&mut self) -> ControlFlow<()> {
+    /// Requests the leadership once, and acts on the response.
+    async fn acquire(&mut self) -> ControlFlow<()> {
         let shared = &self.shared;
         self.candidate.floor = shared.observed.lock().last().epoch;
         self.candidate.seen = self.watch.complete(self.ttl, shared.env.now()).cloned();
@@ -79,7 +79,7 @@ impl Campaign {
                 ControlFlow::Break(())
             }
             Err(e) => {
-                self.unanswered(e).await;
+                self.failed(e).await;
                 ControlFlow::Continue(())
             }
         }
@@ -110,7 +110,7 @@ impl Campaign {
             shared.role.send_replace(Role::Stopped(why));
             return ControlFlow::Break(());
         }
-        tracing::warn!(error = ?why, "does not lead any more; asks for the leadership again");
+        tracing::warn!(error = ?why, "does not lead any more; requests the leadership again");
         *shared.local.lock() = None;
         // No node can lead a store that cannot be read: callers get the reason, until a node leads.
         let is_unreadable = matches!(
@@ -158,7 +158,7 @@ impl Campaign {
     }
 
     /// Publishes why the store does not say who leads, and pauses.
-    async fn unanswered(&mut self, e: Error) {
+    async fn failed(&mut self, e: Error) {
         tracing::warn!(error = ?e, "cannot read the leadership from the store; trying again");
         self.shared.role.send_if_modified(|role| {
             let searching = matches!(role, Role::Searching(_));
@@ -259,7 +259,7 @@ impl ElectedShared {
 fn address_taken(address: &str) -> Error {
     Error::new(
         ErrorKind::NameInUse,
-        "another node leads the store and tells the others that it is reached at this node's own \
+        "another node leads the store and publishes that it is reached at this node's own \
          address: give each node \
          addresses of its own with --peer-advertise and --advertise",
     )

@@ -3,7 +3,7 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | `campaign` | the election: the task that asks for the leadership, leads and follows |
+//! | `campaign` | the election: the task that requests the leadership, leads and follows |
 //! | `watch` | a candidate's observation of the leader's record; pure |
 //! | `route` | the way of a call to the leader, in six steps |
 //! | `view` | the calls that other nodes and clients may make to this one |

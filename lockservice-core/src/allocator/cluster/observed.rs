@@ -85,7 +85,7 @@ mod tests {
         }
         assert_eq!(observed.each(), [at(5, 10), at(7, 9)]);
         observed.compared(at(5, 9), Epoch::new(7));
-        assert_eq!(observed.each(), [at(5, 10), at(7, 9)], "told more since it was reported");
+        assert_eq!(observed.each(), [at(5, 10), at(7, 9)], "observed more since it was reported");
         observed.compared(at(5, 10), Epoch::new(5));
         observed.compared(at(7, 9), Epoch::new(7));
         assert_eq!(observed.each(), [at(5, 10), at(7, 9)], "by the leader itself");

@@ -215,7 +215,7 @@ macro_rules! routed {
 impl ElectedAllocator {
     /// Reports the high-water mark of an earlier leader to the leader. A report that is not
     /// accepted is kept, to be made again.
-    async fn tell(&self, observed: Progress) -> Result<()> {
+    async fn report_earlier(&self, observed: Progress) -> Result<()> {
         let Some(report) = self.shared.report(observed) else { return Ok(()) };
         match self.report(&report).await {
             Ok(at) => self.shared.observed.lock().compared(observed, at.epoch),
@@ -253,7 +253,7 @@ impl LockTableAllocator for ElectedAllocator {
         // L4: a later leader gets a report of each earlier one, hardly ever more than one.
         let last = reports.pop().unwrap_or_default();
         for observed in reports {
-            self.tell(observed).await?;
+            self.report_earlier(observed).await?;
         }
         let response =
             routed!(self, leader => self.shared.renew(leader.as_ref(), service, nonce, last))?;

@@ -273,8 +273,8 @@ impl LocalShared {
             "the store has lost writes that a node had observed: the leadership ends, and a new \
                 one takes every bind as invalid",
         )
-        .with("told_epoch", observed.epoch)
-        .with("told_write", observed.write);
+        .with("observed_epoch", observed.epoch)
+        .with("observed_write", observed.write);
         self.observed.lock().add(observed);
         // Without a wait: from here on no call succeeds. The next leader must know, whichever node
         // that is.

@@ -102,11 +102,11 @@ impl LocalShared {
         service: ServiceId,
         table: &TableRef,
     ) -> Result<BoundTable> {
-        let asker = state.service(service).ok_or_else(|| lease_lost(service))?;
+        let requester = state.service(service).ok_or_else(|| lease_lost(service))?;
         let mut patient = true;
         loop {
             let now = self.env.now();
-            if !asker.check_holds(now) {
+            if !requester.check_holds(now) {
                 return Err(lease_lost(service));
             }
             // Without queue room: nearly every call finds the table bound.
@@ -119,8 +119,9 @@ impl LocalShared {
                 return Ok(bound);
             }
             let room = self.room().await?;
-            let plan =
-                state.tables.alter(table, |slot| self.plan_bind(state, &asker, table, slot, room));
+            let plan = state
+                .tables
+                .alter(table, |slot| self.plan_bind(state, &requester, table, slot, room));
             match plan {
                 Ok(landed) => return landed.await.unwrap_or_else(|_| Err(stopping())),
                 Err(NotQueued::Bound(bound)) => return Ok(*bound),
@@ -145,7 +146,7 @@ impl LocalShared {
     fn plan_bind(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
-        asker: &Arc<Service>,
+        requester: &Arc<Service>,
         table: &TableRef,
         slot: &mut Option<TableEntry>,
         room: mpsc::Permit<'_, Command>,
@@ -156,13 +157,14 @@ impl LocalShared {
         let BindNumbers { id, version, block } = BindNumbers::take(state, &free)?;
         // ORDERING: SeqCst, the partner of the look at the references by `forget`, which looks in
         // the opposite order: counted before the lease is looked at again.
-        asker.references.fetch_add(free.partitions, Ordering::SeqCst);
-        if !asker.check_holds(now) {
-            asker.references.fetch_sub(free.partitions, Ordering::SeqCst);
-            return Err(lease_lost(asker.id).into());
+        requester.references.fetch_add(free.partitions, Ordering::SeqCst);
+        if !requester.check_holds(now) {
+            requester.references.fetch_sub(free.partitions, Ordering::SeqCst);
+            return Err(lease_lost(requester.id).into());
         }
-        let new_bind =
-            |partition| BindEntry::closed(&state.slots, id, partition, Arc::clone(asker), version);
+        let new_bind = |partition| {
+            BindEntry::closed(&state.slots, id, partition, Arc::clone(requester), version)
+        };
         let binds: SmallVec<[BindEntry; 1]> = (0..free.partitions as u32).map(new_bind).collect();
         if slot.is_none() {
             self.tables.fetch_add(1, Ordering::AcqRel);

@@ -15,7 +15,7 @@ const RAISE_PAUSE: Duration = Duration::from_millis(50);
 
 impl Writer {
     pub(super) async fn resolve(&mut self) -> Result<()> {
-        // Asked for again while it was under way.
+        // Requested again while it was under way.
         if self.state.resolved.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -98,7 +98,7 @@ impl Writer {
         self.candidate.data_loss = DataLoss::Known { high_water: observed.high_water };
         self.candidate.floor = self.candidate.floor.max(observed.epoch);
         let mut head = Arc::clone(&self.head).lock_owned().await;
-        let tell = async {
+        let record = async {
             loop {
                 match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
                     Ok(response) => return response,
@@ -113,7 +113,7 @@ impl Writer {
             }
         };
         if let Ok(Leadership::Acquired(Acquired { epoch, .. })) =
-            self.env.timeout(self.leadership_ttl, tell).await
+            self.env.timeout(self.leadership_ttl, record).await
         {
             (self.epoch, *head) = (epoch, epoch);
         }

@@ -307,7 +307,7 @@ async fn load(
     }
 }
 
-/// Asks for the leadership. Returns the response of the store, and the time of the request, from
+/// Requests the leadership. Returns the response of the store, and the time of the request, from
 /// which a leadership counts (L1).
 pub(in crate::allocator) async fn acquire(
     store: &dyn BindStore,

@@ -225,9 +225,9 @@ impl Led {
         }
     }
 
-    /// Asks an exclusive store several times within a lease whether it still is exclusive. It need
-    /// not be renewed (L1), but its file may have been taken away: then another process can open
-    /// the path. Ends when the sender of `stopped` is dropped.
+    /// Checks with an exclusive store several times within a lease whether it still is exclusive.
+    /// It need not be renewed (L1), but its file may have been taken away: then another process can
+    /// open the path. Ends when the sender of `stopped` is dropped.
     async fn watch(self, mut stopped: oneshot::Receiver<Infallible>) {
         let Self { shared, store, leadership, .. } = self;
         let every = sweep_every(&shared);

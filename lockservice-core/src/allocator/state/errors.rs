@@ -8,7 +8,7 @@ use crate::id::{ServiceId, TableRef, TxnId};
 
 /// The pause before another try for a transaction that its origin has not reported: it reports
 /// ahead, and at once when it falls behind.
-const TELLS_AGAIN: Duration = Duration::from_millis(50);
+const REPORTS_AGAIN: Duration = Duration::from_millis(50);
 
 /// The error for a transaction that its origin says is not alive.
 pub(crate) fn not_alive(txn: TxnId, life: TxnLife) -> Error {
@@ -26,7 +26,7 @@ pub(crate) fn not_reported(txn: TxnId) -> Error {
         "the transaction's origin has not reported yet that it has begun: try again",
     )
     .with("txn", txn)
-    .with_detail(Detail::RetryAfter(TELLS_AGAIN))
+    .with_detail(Detail::RetryAfter(REPORTS_AGAIN))
 }
 
 /// The error of a leader whose leadership ran out, or ended.

@@ -94,23 +94,23 @@ fn once_committing_was_returned_nothing_more_is_admitted_and_the_end_is_a_tombst
         let control = control();
         assert!(admit(&control, 1));
         let other = Arc::clone(&control);
-        let asker = thread::spawn(move || {
+        let closer = thread::spawn(move || {
             other.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit")
         });
         let second = admit(&control, 2);
         control.finish(txn(), attempt(1));
         control.finish(txn(), attempt(2));
-        let life = asker.join().expect("no panic");
+        let life = closer.join().expect("no panic");
         match life {
-            // Asked after all of it: never in flight again.
+            // Called after all of it: never in flight again.
             Tombstoned::ToWrite(_) => {}
-            // Asked while one was in flight; a later attempt can only have been admitted before
+            // Called while one was in flight; a later attempt can only have been admitted before
             // that.
             Tombstoned::Committing => {}
             other => panic!("neither: {other:?}"),
         }
         let late = admit(&control, 3);
-        assert!(!late, "admitted after {life:?} was answered, second admitted: {second}");
+        assert!(!late, "admitted after {life:?} was returned, second admitted: {second}");
         let again = control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit");
         assert!(matches!(again, Tombstoned::ToWrite(_)), "its last attempt has ended: {again:?}");
     });
@@ -147,7 +147,7 @@ fn a_tombstone_below_the_floor_goes_only_once_the_floor_says_the_same() {
             }
             other.cleaned(floor);
         });
-        // Asked again meanwhile: by a mark or by the floor, it stays refused.
+        // Called again meanwhile: by a mark or by the floor, it stays refused.
         let outcome = control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit");
         assert!(matches!(outcome, Tombstoned::ToWrite(_) | Tombstoned::Over), "{outcome:?}");
         assert!(!admit(&control, 1));

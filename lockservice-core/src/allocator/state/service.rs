@@ -18,7 +18,7 @@ pub(crate) struct Service {
     pub(crate) id: ServiceId,
     /// The node it is an incarnation of.
     pub(crate) node: NodeName,
-    /// Tells it from any other with the same id.
+    /// Distinguishes it from any other with the same id.
     pub(crate) nonce: Nonce,
     /// The address at which clients reach it.
     pub(crate) address: String,

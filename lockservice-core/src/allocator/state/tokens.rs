@@ -166,7 +166,7 @@ mod tests {
         numbers.next.store(last.get(), Ordering::SeqCst);
         assert_eq!(numbers.take(), Ok(last));
         assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))));
-        assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))), "asking again takes nothing");
+        assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))), "another call takes nothing");
         numbers.raise(Epoch::new(2));
         assert_eq!(
             numbers.take(),

@@ -95,8 +95,8 @@ pub(crate) struct SessionRecord {
     attached: watch::Sender<AttachmentNumber>,
     /// Its lock calls that wait.
     waits: Waits,
-    /// Its tasks and operations run in it. It names the client, and not the id: who knows that can
-    /// use the session.
+    /// Its tasks and operations run in it. It names the client, and not the id, for the id
+    /// is enough to use the session.
     span: tracing::Span,
 }
 

@@ -39,7 +39,7 @@ const SCAN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::
 #[derive(Debug)]
 struct Leaving {
     bind: Arc<Bind>,
-    /// Told when the last call leaves the line.
+    /// Notified when the last call leaves the line.
     deserted: Arc<Notify>,
     /// False if this service was granted the bind and never installed it.
     served: Option<TableHandle>,

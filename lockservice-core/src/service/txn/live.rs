@@ -17,7 +17,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 const AHEAD: u64 = 1 << 16;
 
 /// The interval of the reports, if there is news and nothing is urgent.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// The transactions of an incarnation, and the last report of them to the allocator.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl ReportedTxns {
 pub(crate) async fn report(inner: Arc<ServiceInner>) {
     let mut phase = inner.phase.subscribe();
     let mut observed: Option<(TxnRange, Epoch)> = None;
-    let mut pause = TELL_EVERY;
+    let mut pause = REPORT_EVERY;
     loop {
         let range = inner.live.txns.range(AHEAD);
         // A later leader has no report yet.
@@ -72,7 +72,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
             }
             tokio::select! {
                 () = inner.live.behind.notified() => {}
-                () = inner.parts.env.sleep(TELL_EVERY) => {}
+                () = inner.parts.env.sleep(REPORT_EVERY) => {}
             }
             None
         };
@@ -104,7 +104,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
             biased;
             _ = phase.wait_for(Phase::gave_lease_up) => return,
             () = inner.live.behind.notified() => {}
-            () = inner.parts.env.sleep(TELL_EVERY) => {}
+            () = inner.parts.env.sleep(REPORT_EVERY) => {}
         }
     }
 }

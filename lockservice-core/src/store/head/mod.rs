@@ -58,7 +58,7 @@ pub struct Head {
 pub struct Leader {
     /// Its node.
     pub node: NodeName,
-    /// Tells two processes of one node apart.
+    /// Distinguishes two processes of one node.
     pub nonce: Nonce,
     /// The address at which the other nodes reach it.
     pub address: String,

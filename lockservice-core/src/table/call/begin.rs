@@ -31,7 +31,7 @@ pub(in crate::table) fn put_in_order(request: &mut LockRequest, most: usize) -> 
         return Err(Error::new(
             // `ResourceExhausted` would promise that the request can succeed later.
             ErrorKind::InvalidArgument,
-            "a request names too many rows and ranges: ask for fewer, or for a range",
+            "a request names too many rows and ranges: request fewer, or a range",
         )
         .with("items", items.len())
         .with("items_per_request_max", most));

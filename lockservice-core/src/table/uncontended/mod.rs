@@ -1,4 +1,4 @@
-//! Uncontended holds: rows that one transaction holds and nobody else wants, kept apart from the
+//! Uncontended holds: rows that one transaction holds and no other wants, kept apart from the
 //! engine's state so that they cost little.
 //!
 //! In the literature these are *deflated* locks. The engine's state, with its queues, its conflict
@@ -74,7 +74,7 @@
 //! B locks r          B meets A's hold: the general way
 //!   inflate          shard: r marked                        T: r held by A, token 1
 //!   wait             shard: r marked                        T: r held by A; B waits
-//! A ends             A's slot holds no hold of A: it asks T
+//! A ends             A's slot holds no hold of A: it calls T
 //!   release, promote shard: r marked                        T: r held by B, token 300
 //! C locks r          r is marked: the general way, C waits behind B
 //! B, C end           shard: r unmarked, credit dropped      T: -

@@ -138,8 +138,8 @@ impl Shard {
         row
     }
 
-    /// Decides a request. `is_in_range` is asked, while the table has published ranges, whether one
-    /// of them covers the row.
+    /// Decides a request. While the table has published ranges, `is_in_range` says whether one of
+    /// them covers the row.
     pub(super) fn lock(
         &mut self,
         request: &RowRequest<'_>,

@@ -20,7 +20,7 @@ pub(super) struct Row {
 pub(super) enum RowState {
     /// The slot has no row.
     Free,
-    /// `txn` holds it, and nobody else wants it.
+    /// `txn` holds it, and no other transaction wants it.
     Held(LockMode),
     /// The state decides about it.
     Contended,

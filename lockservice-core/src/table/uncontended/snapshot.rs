@@ -11,7 +11,7 @@ use crate::id::{FencingToken, TxnId};
 use crate::key::{Key, LockMode};
 use crate::table::engine::LockEngine;
 
-/// Most keys of a snapshot, unless a list is told otherwise.
+/// Most keys of a snapshot, unless a list sets another number.
 pub(in crate::table) const SNAPSHOT_KEYS: usize = 1 << 16;
 
 /// Rows that are looked at under one hold of a shard's mutex.

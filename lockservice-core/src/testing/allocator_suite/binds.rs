@@ -8,22 +8,22 @@ use crate::clock::hi;
 use crate::error::ErrorKind;
 use crate::id::{BindVersion, CommitAttempt, Nonce, TableRef, TxnId, TxnNumber};
 
-pub(super) async fn a_table_belongs_to_the_first_who_asks(fixture: &dyn AllocatorFixture) {
+pub(super) async fn a_table_belongs_to_the_first_that_binds_it(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
     let t = table("t");
     let bound = allocator.bind(a.service, &t).await.expect("free");
     assert_eq!(bound.bind.owner, a.service);
     assert!(bound.tokens.is_some(), "a fresh bind comes with tokens (B6)");
-    for asker in [a.service, b.service] {
-        let again = allocator.bind(asker, &t).await.expect("bound");
+    for binder in [a.service, b.service] {
+        let again = allocator.bind(binder, &t).await.expect("bound");
         assert_eq!((again.bind, again.tokens), (bound.bind.clone(), None));
     }
     let (x, y) = tokio::join!(
         async { allocator.bind(a.service, &table("u")).await.expect("one of two") },
         async { allocator.bind(b.service, &table("u")).await.expect("one of two") },
     );
-    assert_eq!(x.bind, y.bind, "concurrent first askers agree");
+    assert_eq!(x.bind, y.bind, "concurrent first binders agree");
     assert_eq!(
         [&x, &y].iter().filter(|bound| bound.tokens.is_some()).count(),
         1,
@@ -38,7 +38,7 @@ pub(super) async fn a_name_belongs_to_one_incarnation_at_a_time(fixture: &dyn Al
     let allocator = fixture.allocator();
     let first = start(&*allocator, "n", 1).await;
     let again = start(&*allocator, "n", 1).await;
-    assert_eq!(again.service, first.service, "the same process may ask again");
+    assert_eq!(again.service, first.service, "the same process may register again");
     let refused = allocator.register(&register("n", 2)).await.expect_err("another process (B1)");
     assert_eq!(refused.kind(), ErrorKind::NameInUse);
     let wrong = Registration { replaces: Some((first.service, Nonce::new(9))), ..register("n", 2) };
@@ -103,7 +103,7 @@ pub(super) async fn a_replaced_incarnation_waits_out_its_own_lease(fixture: &dyn
     let old = allocator.bind(a.service, &t).await.expect("free");
     let again = Registration { replaces: Some((a.service, Nonce::new(1))), ..register("a", 2) };
     let a2 = allocator.register(&again).await.expect("its own");
-    let invalid = allocator.latest(&t).await.expect("answer").bind.expect("known");
+    let invalid = allocator.latest(&t).await.expect("a response").bind.expect("known");
     assert!(
         matches!(invalid.state, BindState::Invalid { reassigned_in } if !reassigned_in.is_zero()),
         "{invalid:?}"

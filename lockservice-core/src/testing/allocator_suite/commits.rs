@@ -126,9 +126,9 @@ pub(super) async fn attempts_of_one_transaction_are_counted_each(fixture: &dyn A
         allocator.begin_commit(&commit(txn, attempt, &[])).await.expect("admitted");
     }
     allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
-    let response = allocator.cannot_commit(&[txn]).await.expect("answer");
+    let response = allocator.cannot_commit(&[txn]).await.expect("a response");
     assert_eq!(response.committing, vec![txn], "the second attempt is in flight");
     allocator.finish_commit(txn, CommitAttempt::new(2)).await.expect("admitted");
-    let response = allocator.cannot_commit(&[txn]).await.expect("answer");
+    let response = allocator.cannot_commit(&[txn]).await.expect("a response");
     assert_eq!(response.tombstoned, vec![txn]);
 }

@@ -44,7 +44,7 @@ where
     F: Fn() -> Made,
     Made: Future<Output = Box<dyn AllocatorFixture>>,
 {
-    binds::a_table_belongs_to_the_first_who_asks(&*make().await).await;
+    binds::a_table_belongs_to_the_first_that_binds_it(&*make().await).await;
     binds::a_name_belongs_to_one_incarnation_at_a_time(&*make().await).await;
     binds::a_lapsed_owners_bind_is_invalid_at_once_and_the_table_is_reassigned_later(
         &*make().await,

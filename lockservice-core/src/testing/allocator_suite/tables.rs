@@ -50,14 +50,14 @@ pub(super) async fn a_released_table_is_forgotten_and_its_name_is_another_table(
             .expect_err("not current, not its own, not its nonce");
         assert_eq!(refused.kind(), kind);
     }
-    let still = allocator.latest(&t).await.expect("answer").bind.expect("refused");
+    let still = allocator.latest(&t).await.expect("a response").bind.expect("refused");
     assert_eq!(still.bind, old);
     for _ in 0..2 {
         assert!(
             release(&*allocator, &old, 1).await.expect("its own").is_none(),
             "gone already is done"
         );
-        assert_eq!(allocator.latest(&t).await.expect("answer").bind, None);
+        assert_eq!(allocator.latest(&t).await.expect("a response").bind, None);
     }
     let txn = TxnId::new(b.service, TxnNumber::new(1), true);
     let refused = allocator.begin_commit(&commit(txn, 1, &[&old])).await.expect_err("not current");
@@ -80,7 +80,7 @@ pub(super) async fn a_released_table_is_forgotten_and_its_name_is_another_table(
     let late = release(&*allocator, &old, 1).await.expect_err("another has the name now");
     assert_eq!(late.kind(), ErrorKind::BindChanged);
     assert_eq!(
-        allocator.latest(&t).await.expect("answer").bind.expect("bound").bind.owner,
+        allocator.latest(&t).await.expect("a response").bind.expect("bound").bind.owner,
         b.service
     );
 }
@@ -95,7 +95,7 @@ pub(super) async fn a_bind_is_kept_while_a_commit_is_in_flight_on_it(
     allocator.begin_commit(&commit(txn(1), 1, &[&bound.bind])).await.expect("current");
     let kept = release(&*allocator, &bound.bind, 1).await.expect("its own").expect("kept (C2)");
     assert_eq!(kept.kind(), ErrorKind::TableInUse);
-    assert!(kept.retry_after().is_some(), "it says when to ask again");
+    assert!(kept.retry_after().is_some(), "it says when to try again");
     allocator.begin_commit(&commit(txn(2), 1, &[&bound.bind])).await.expect("it is what it was");
     for n in [1, 2] {
         assert!(release(&*allocator, &bound.bind, 1).await.expect("its own").is_some());
@@ -117,9 +117,10 @@ pub(super) async fn an_operator_may_forget_a_table_that_may_be_reassigned(
     };
     let lapses = allocator.bind(a.service, &table("lapses")).await.expect("free").bind;
     let resigns = allocator.bind(b.service, &table("resigns")).await.expect("free").bind;
-    assert_eq!(forget("never").await.expect("answer"), ForgetOutcome::Unknown);
+    assert_eq!(forget("never").await.expect("a response"), ForgetOutcome::Unknown);
     for bind in [&lapses, &resigns] {
-        let ForgetOutcome::Owned(owned) = forget(bind.table.name.as_str()).await.expect("answer")
+        let ForgetOutcome::Owned(owned) =
+            forget(bind.table.name.as_str()).await.expect("a response")
         else {
             panic!("its owner lives");
         };
@@ -127,7 +128,7 @@ pub(super) async fn an_operator_may_forget_a_table_that_may_be_reassigned(
     }
     allocator.resign(b.service, Nonce::new(2)).await.expect("live");
     assert_eq!(forget("resigns").await.expect("at once"), ForgetOutcome::Forgotten);
-    assert_eq!(forget("resigns").await.expect("answer"), ForgetOutcome::Unknown);
+    assert_eq!(forget("resigns").await.expect("a response"), ForgetOutcome::Unknown);
     let again = Registration { replaces: Some((a.service, Nonce::new(1))), ..register("a", 3) };
     let a2 = allocator.register(&again).await.expect("its own");
     let wait = forget("lapses").await.expect_err("the old lease may still be relied on (B3)");
@@ -148,7 +149,7 @@ pub(super) async fn unknown_names_have_a_response_and_create_nothing(
 ) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
-    assert_eq!(allocator.latest(&table("t")).await.expect("answer").bind, None);
+    assert_eq!(allocator.latest(&table("t")).await.expect("a response").bind, None);
     let txn = TxnId::new(a.service, TxnNumber::new(1), true);
     let mut request = commit(txn, 1, &[]);
     request.binds.push(PresentedBind {
@@ -162,8 +163,8 @@ pub(super) async fn unknown_names_have_a_response_and_create_nothing(
         allocator.begin_commit(&request).await.expect_err("never seen").kind(),
         ErrorKind::BindChanged
     );
-    assert_eq!(allocator.latest(&table("t")).await.expect("answer").bind, None);
-    assert_eq!(allocator.status().await.expect("answer").binds, vec![]);
+    assert_eq!(allocator.latest(&table("t")).await.expect("a response").bind, None);
+    assert_eq!(allocator.status().await.expect("a response").binds, vec![]);
     let ghost = ServiceId::new(3);
     assert_eq!(
         allocator.bind(ghost, &table("t")).await.expect_err("unknown").kind(),

@@ -19,7 +19,7 @@ pub(super) async fn a_tombstone_keeps_a_transaction_from_committing(
     );
     let quiet = TxnId::new(a.service, TxnNumber::new(3), false);
     for _ in 0..2 {
-        let response = allocator.cannot_commit(&[txn, quiet]).await.expect("answer");
+        let response = allocator.cannot_commit(&[txn, quiet]).await.expect("a response");
         assert_eq!((response.tombstoned.len(), response.committing.len()), (2, 0));
     }
     let refused = allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("tombstoned (C4)");
@@ -27,15 +27,18 @@ pub(super) async fn a_tombstone_keeps_a_transaction_from_committing(
     let mut request = commit(other, 1, &[]);
     request.window.most = Duration::from_secs(1);
     allocator.begin_commit(&request).await.expect("another transaction");
-    assert_eq!(allocator.cannot_commit(&[other]).await.expect("answer").committing, vec![other]);
+    assert_eq!(
+        allocator.cannot_commit(&[other]).await.expect("a response").committing,
+        vec![other]
+    );
     fixture.advance(hi(Duration::from_secs(1)) - Duration::from_millis(1)).await;
     assert_eq!(
-        allocator.cannot_commit(&[other]).await.expect("answer").committing,
+        allocator.cannot_commit(&[other]).await.expect("a response").committing,
         vec![other],
         "by its clock"
     );
     fixture.advance(Duration::from_millis(1)).await;
-    let response = allocator.cannot_commit(&[other]).await.expect("answer");
+    let response = allocator.cannot_commit(&[other]).await.expect("a response");
     assert_eq!(response.tombstoned, vec![other], "a commit counts until hi(commit_before) (C2)");
 }
 
@@ -50,8 +53,8 @@ pub(super) async fn a_commit_that_was_reported_is_not_extended_and_ends_in_a_tom
         fixture.advance(Duration::from_millis(500)).await;
         let extended =
             allocator.begin_commit(&commit(txn, 1, &[])).await.expect("live").commit_before;
-        assert_eq!(extended, first, "no caller was told: it is extended");
-        assert_eq!(allocator.cannot_commit(&[txn]).await.expect("answer").committing, [txn]);
+        assert_eq!(extended, first, "no caller got a response: it is extended");
+        assert_eq!(allocator.cannot_commit(&[txn]).await.expect("a response").committing, [txn]);
         let mut left = extended;
         for _ in 0..2 {
             fixture.advance(Duration::from_millis(500)).await;
@@ -75,7 +78,7 @@ pub(super) async fn a_commit_that_was_reported_is_not_extended_and_ends_in_a_tom
                 allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("its time is over");
             assert_eq!(over.kind(), ErrorKind::CannotCommit);
             assert_eq!(
-                allocator.cannot_commit(&[txn]).await.expect("answer").committing,
+                allocator.cannot_commit(&[txn]).await.expect("a response").committing,
                 [txn],
                 "by its own clock"
             );
@@ -86,7 +89,7 @@ pub(super) async fn a_commit_that_was_reported_is_not_extended_and_ends_in_a_tom
                 allocator.begin_commit(&commit(txn, attempt, &[])).await.expect_err("a tombstone");
             assert_eq!(refused.kind(), ErrorKind::CannotCommit);
         }
-        assert_eq!(allocator.cannot_commit(&[txn]).await.expect("answer").tombstoned, [txn]);
+        assert_eq!(allocator.cannot_commit(&[txn]).await.expect("a response").tombstoned, [txn]);
         allocator.keepalive(a.service, Nonce::new(1), Progress::default()).await.expect("in time");
     }
 }
@@ -99,7 +102,10 @@ pub(super) async fn a_transaction_that_its_origin_calls_over_or_not_started_is_n
     let txn = |number| TxnId::new(a.service, TxnNumber::new(number), true);
     let range = |floor, end| TxnRange { floor: TxnNumber::new(floor), end: TxnNumber::new(end) };
     let report = |floor, end| allocator.report_txns(a.service, Nonce::new(1), range(floor, end));
-    allocator.begin_commit(&commit(txn(1), 1, &[])).await.expect("its origin has told nothing yet");
+    allocator
+        .begin_commit(&commit(txn(1), 1, &[]))
+        .await
+        .expect("its origin has reported nothing yet");
     report(5, 9).await.expect("live");
     let late = report(3, 7).await;
     late.expect("an earlier word that comes late changes nothing");
@@ -108,32 +114,32 @@ pub(super) async fn a_transaction_that_its_origin_calls_over_or_not_started_is_n
             allocator.begin_commit(&commit(txn(over), 1, &[])).await.expect_err("it is over (C4)");
         assert_eq!(refused.kind(), ErrorKind::CannotCommit);
         assert_eq!(
-            allocator.cannot_commit(&[txn(over)]).await.expect("answer").tombstoned,
+            allocator.cannot_commit(&[txn(over)]).await.expect("a response").tombstoned,
             [txn(over)]
         );
     }
     assert_eq!(
-        allocator.cannot_commit(&[txn(1)]).await.expect("answer").committing,
+        allocator.cannot_commit(&[txn(1)]).await.expect("a response").committing,
         [txn(1)],
         "admitted before"
     );
     for alive in [5, 8] {
         allocator.begin_commit(&commit(txn(alive), 1, &[])).await.expect("alive");
     }
-    // A number that is yet to come is not marked either: that would hit a transaction which nobody
-    // meant.
+    // A number that is yet to come is not marked either: that would hit another
+    // transaction.
     let never = allocator
         .begin_commit(&commit(txn(9), 1, &[]))
         .await
         .expect_err("not begun, as far as is known (C4)");
     assert_eq!(never.kind(), ErrorKind::Unavailable);
-    let response = allocator.cannot_commit(&[txn(9), txn(7)]).await.expect("answer");
+    let response = allocator.cannot_commit(&[txn(9), txn(7)]).await.expect("a response");
     assert_eq!(
         (response.tombstoned, response.failed.len(), response.failed[0].0),
         (vec![txn(7)], 1, txn(9))
     );
     report(5, 10).await.expect("live");
-    allocator.begin_commit(&commit(txn(9), 1, &[])).await.expect("its origin has told of it");
+    allocator.begin_commit(&commit(txn(9), 1, &[])).await.expect("its origin has reported it");
     let stranger = allocator.report_txns(a.service, Nonce::new(2), range(99, 99)).await;
     assert_eq!(stranger.expect_err("not its nonce").kind(), ErrorKind::LeaseLost);
 }
@@ -147,7 +153,7 @@ pub(super) async fn the_end_of_a_transaction_removes_no_tombstone(fixture: &dyn 
     );
     // By a third party, then by the origin, for which the transaction ends then.
     for _ in 0..2 {
-        assert_eq!(allocator.cannot_commit(&[txn]).await.expect("answer").tombstoned, [txn]);
+        assert_eq!(allocator.cannot_commit(&[txn]).await.expect("a response").tombstoned, [txn]);
     }
     for floor in [1, 3, 100] {
         let range = TxnRange { floor: TxnNumber::new(floor), end: TxnNumber::new(1_000) };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::fixture::ServiceFixture;
-use super::kit::{Actor, Ask as _, Held, Scene, eventually, exclusive, shared};
+use super::kit::{Actor, Held, Scene, Variations as _, eventually, exclusive, shared};
 use crate::error::ErrorKind;
 use crate::service::LockSpec;
 
@@ -27,7 +27,7 @@ impl Attempt {
         Self { who, other, before }
     }
 
-    /// Items are taken in the order of their keys, whatever order they are asked for in.
+    /// Items are taken in the order of their keys, in whatever order they are named.
     fn call() -> LockSpec {
         exclusive("z m [f,h] b a")
     }
@@ -94,8 +94,8 @@ pub(super) async fn a_call_that_is_the_victim_of_a_deadlock_leaves_everything_as
     let scene = Scene::new(fixture);
     let attempt = Attempt::new(&scene).await;
     let call = scene.waits(&attempt.who, Attempt::call()).await;
-    // Closes the cycle. It holds more locks, so the other is told.
-    let of_other = attempt.other.asks(exclusive("y"));
+    // Closes the cycle. It holds more locks, so the other is the victim.
+    let of_other = attempt.other.requests(exclusive("y"));
     call.refused(ErrorKind::Deadlock).await;
     attempt.is_as_before(&scene).await;
     scene

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::fixture::ServiceFixture;
-use super::kit::{Ask as _, Scene, exclusive, refused, table_named};
+use super::kit::{Scene, Variations as _, exclusive, refused, table_named};
 use crate::allocator::{BeginCommit, PresentedBind};
 use crate::bind::BindSlot;
 use crate::error::ErrorKind;
@@ -93,7 +93,7 @@ pub(super) async fn a_transaction_that_has_ended_or_never_was_is_not_admitted(
         request.txn =
             TxnId::new(old.id().origin, TxnNumber::new(old.id().number().get() + ahead), true);
         refused("it never was (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
-        let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
+        let response = fixture.cannot_commit(&[request.txn]).await.expect("a response");
         assert_eq!(
             (response.tombstoned, response.committing, response.failed.len()),
             (vec![], vec![], 1)
@@ -114,7 +114,7 @@ pub(super) async fn a_transaction_reported_as_never_committing_does_not_commit_a
         let a = scene.validating("a").await;
         let grant = a.locks(exclusive("k")).await;
         let request = a.commit(&[&grant]);
-        let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
+        let response = fixture.cannot_commit(&[request.txn]).await.expect("a response");
         assert_eq!(response.tombstoned, [request.txn]);
         a.closes().await;
         let next = scene.actor("next").await;
@@ -139,7 +139,7 @@ pub(super) async fn once_a_transaction_was_reported_as_committing_nothing_more_o
     let mut request = a.commit(&[&grant]);
     request.window.most = Duration::from_secs(4);
     let first = fixture.begin_commit(&request).await.expect("alive");
-    let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
+    let response = fixture.cannot_commit(&[request.txn]).await.expect("a response");
     assert_eq!(response.committing, [request.txn]);
     tokio::time::sleep(Duration::from_millis(50)).await;
     let again = fixture.begin_commit(&request).await.expect("what was admitted stands");
@@ -152,7 +152,7 @@ pub(super) async fn once_a_transaction_was_reported_as_committing_nothing_more_o
     refused("a new attempt (C4)", fixture.begin_commit(&other).await, ErrorKind::CannotCommit);
     fixture.finish_commit(request.txn, request.attempt).await.expect("admitted");
     refused("it is tombstoned (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
-    let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
+    let response = fixture.cannot_commit(&[request.txn]).await.expect("a response");
     assert_eq!(response.tombstoned, [request.txn]);
     scene.is(&["a holds k"], &[]).await;
 }

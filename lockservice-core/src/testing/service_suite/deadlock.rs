@@ -12,8 +12,8 @@ impl Scene<'_> {
     async fn victim(&self, calls: Vec<Call>) -> (usize, Error, Vec<Option<Call>>) {
         let over = async || calls.iter().position(Call::is_over);
         let victim =
-            eventually("one of them is told", over, Option::is_some).await.expect("just seen");
-        assert_eq!(calls.iter().filter(|call| call.is_over()).count(), 1, "exactly one is told");
+            eventually("one of them fails", over, Option::is_some).await.expect("just seen");
+        assert_eq!(calls.iter().filter(|call| call.is_over()).count(), 1, "exactly one fails");
         let mut calls: Vec<_> = calls.into_iter().map(Some).collect();
         let call = calls[victim].take().expect("just seen");
         (victim, refused("a member of the cycle", call.outcome().await, ErrorKind::Deadlock), calls)
@@ -38,7 +38,7 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_fails(
     calls.push(scene.waits(&ring[0], exclusive("b")).await);
     calls.push(scene.waits(&ring[1], exclusive("[c,d]")).await);
     let of_e = scene.waits(&e, exclusive("b")).await;
-    calls.push(ring[2].asks(shared("a")));
+    calls.push(ring[2].requests(shared("a")));
     let (victim, error, mut calls) = scene.victim(calls).await;
 
     let cycle = error.deadlock().expect("the cycle");
@@ -50,7 +50,7 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_fails(
         let waiter = ring.iter().position(|actor| actor.id() == edge.waiter).expect("a member");
         assert_eq!((edge.item.as_str(), &edge.table), (["b", "[c, d]", "a"][waiter], &table()));
         assert_eq!(edge.holder, ring[(waiter + 1) % 3].id());
-        assert_eq!(edge.victim, waiter == victim, "the one that is told finds itself: {error}");
+        assert_eq!(edge.victim, waiter == victim, "the victim finds itself: {error}");
         assert_eq!(edge.mode, if waiter == 2 { LockMode::Shared } else { LockMode::Exclusive });
         let names = (ring[waiter].name.as_str(), client_of(&ring[waiter].name));
         assert_eq!((edge.label.as_str(), edge.client.clone()), names, "{error}");
@@ -63,7 +63,7 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_fails(
     assert_eq!(still, others.collect(), "everybody else goes on waiting");
     ring[victim].ends().await;
     for freed in [(victim + 2) % 3, (victim + 1) % 3] {
-        calls[freed].take().expect("it was not told").granted().await;
+        calls[freed].take().expect("it did not fail").granted().await;
         ring[freed].ends().await;
     }
     of_d.granted().await;
@@ -82,7 +82,7 @@ pub(super) async fn two_sharers_that_upgrade_are_a_deadlock_and_exactly_one_fail
         }
         let first = scene.waits(&pair[0], exclusive(what)).await;
         let (victim, error, mut calls) =
-            scene.victim(vec![first, pair[1].asks(exclusive(what))]).await;
+            scene.victim(vec![first, pair[1].requests(exclusive(what))]).await;
         assert_eq!(error.deadlock().expect("the cycle").len(), 2);
         // It has not lost what it shared: only its end, or its unlock, lets the other go on.
         assert_eq!(scene.holding().await.len(), 2);
@@ -105,7 +105,7 @@ pub(super) async fn a_cycle_that_another_order_of_the_queue_resolves_aborts_no_t
     // Free, but behind r.
     let of_b = scene.waits(&b, exclusive("d")).await;
     // Waits for b, which waits behind r, which waits for a.
-    let of_a = a.asks(exclusive("x"));
+    let of_a = a.requests(exclusive("x"));
     of_b.granted().await;
     // A waiter on such a cycle comes after those whose locks it waits for.
     scene.reaches(&["a holds c", "b holds d", "b holds x"], &["a", "r"]).await;

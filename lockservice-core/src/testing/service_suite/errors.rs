@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::fixture::{ServiceFixture, UnparsedItem};
 use super::kit::{
-    Ask as _, Scene, client_of, exclusive, item, refused, shared, table, table_named,
+    Scene, Variations as _, client_of, exclusive, item, refused, shared, table, table_named,
 };
 use crate::error::{Advice, ErrorKind};
 use crate::key::{KEY_BYTES_MAX, LockMode};
@@ -52,7 +52,7 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
         lines,
         [
             "v waits for [k, n], exclusive, since [m, p] is held by b",
-            "v waits for [k, n], exclusive, since k is asked for by w",
+            "v waits for [k, n], exclusive, since k is requested by w",
             "v waits for [k, n], exclusive, since k is held by a",
             "w waits for k, shared, since k is held by a",
         ]
@@ -81,7 +81,7 @@ fn in_words(wait: &WaitStatus) -> String {
     assert_eq!(wait.waiter_client, client_of(&wait.waiter_label));
     assert_eq!(wait.holder_client, client_of(&wait.holder_label));
     assert!(wait.waiting < Duration::from_secs(60));
-    let how = if info.granted { "held" } else { "asked for" };
+    let how = if info.granted { "held" } else { "requested" };
     let (who, whom) = (&wait.waiter_label, &wait.holder_label);
     let (item, mode, held) = (&info.item, info.mode, &info.held_item);
     format!("{who} waits for {item}, {mode}, since {held} is {how} by {whom}")
@@ -113,7 +113,7 @@ pub(super) async fn an_error_says_what_happened_to_what_and_what_to_do(
         );
     }
     let call = scene.waits(&a, exclusive("l")).await;
-    let of_b = b.asks(exclusive("k"));
+    let of_b = b.requests(exclusive("k"));
     let deadlock = call.refused(ErrorKind::Deadlock).await;
     of_b.cancelled().await;
     let invalid = b.fails(LockSpec::new(table(), Vec::new()), ErrorKind::InvalidArgument).await;

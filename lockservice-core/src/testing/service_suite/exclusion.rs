@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use super::fixture::ServiceFixture;
-use super::kit::{Ask as _, Scene, exclusive, shared, table_named};
+use super::kit::{Scene, Variations as _, exclusive, shared, table_named};
 use crate::sync::Mutex;
 
 pub(super) async fn an_exclusive_lock_keeps_all_others_out(fixture: &dyn ServiceFixture) {

@@ -1,5 +1,5 @@
 //! The fixture: what the suite needs of a lock service, wherever it runs. It does what only one
-//! side can do, or must be told in its own way, is the fixture's business.
+//! side can do, or must be set in its own way, is the fixture's business.
 
 use std::ops::Bound;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::service::{LockSpec, LockStatus, Stopped, TxnOptions, WaitStatus};
 use crate::table::{Commit, Grant};
 
 /// One lock service under test: one node with an allocator over a new store, that owns every table
-/// it is asked for.
+/// it is requested.
 ///
 /// # Contract
 /// - Timers of tokio and the service's clock go together: both are real, or both are those of a
@@ -28,16 +28,16 @@ pub trait ServiceFixture: Send + Sync {
     /// service's default if `None`.
     async fn session(&self, client: &str, ttl: Option<Duration>)
     -> Result<Box<dyn SessionFixture>>;
-    /// Asks for an exclusive lock on items that need not make sense, as a client in any language
+    /// Requests an exclusive lock on items that need not make sense, as a client in any language
     /// may, in a session and a transaction of its own that end with the call. Does not wait.
     async fn lock_unparsed(&self, table: &TableRef, items: Vec<UnparsedItem>) -> Result<()>;
     /// Every lock held; of one table if `table` is given.
     async fn locks(&self, table: Option<&TableRef>) -> Result<Vec<LockStatus>>;
     /// Every wait; of one table if `table` is given.
     async fn waits(&self, table: Option<&TableRef>) -> Result<Vec<WaitStatus>>;
-    /// Asks the allocator to admit a commit. Returns how long it is admitted for, raw.
+    /// Requests the allocator to admit a commit. Returns how long it is admitted for, raw.
     async fn begin_commit(&self, request: &BeginCommit) -> Result<Duration>;
-    /// Asks the allocator, as a third party, to make transactions unable to commit.
+    /// Has the allocator, as a third party, make transactions unable to commit.
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit>;
     /// Ends a commit.
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()>;

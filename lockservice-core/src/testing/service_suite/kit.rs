@@ -20,7 +20,7 @@ use crate::table::{Commit, Grant, WaitPolicy};
 /// How long anything may take that must happen. With a paused clock it takes no real time; over a
 /// network much less is needed.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A list must be asked for again and again; with a paused clock a timer lets time pass, where a
+/// A list must be requested again and again; with a paused clock a timer lets time pass, where a
 /// bare loop would stop it.
 const CHECK_PAUSE: Duration = Duration::from_millis(1);
 
@@ -67,8 +67,8 @@ pub(super) fn update(text: &str) -> LockSpec {
     LockSpec { mode: LockMode::Update, ..exclusive(text) }
 }
 
-/// Ways to ask otherwise.
-pub(super) trait Ask {
+/// Other requests, made of one.
+pub(super) trait Variations {
     fn no_wait(self) -> LockSpec;
     fn skip_locked(self) -> LockSpec;
     fn within(self, timeout: Duration) -> LockSpec;
@@ -77,7 +77,7 @@ pub(super) trait Ask {
     fn with_snapshot(self, age: Duration) -> LockSpec;
 }
 
-impl Ask for LockSpec {
+impl Variations for LockSpec {
     fn no_wait(self) -> LockSpec {
         LockSpec { wait: WaitPolicy::NoWait, ..self }
     }
@@ -127,7 +127,7 @@ impl Actor {
         match self.txn.lock(spec).await {
             Ok(grant) => grant,
             Err(e) => {
-                panic!("{} was to get what it asks for with {shown}, and not {e:?}", self.name)
+                panic!("{} was to get what it requests with {shown}, and not {e:?}", self.name)
             }
         }
     }
@@ -149,7 +149,7 @@ impl Actor {
     }
 
     /// Makes a call, which goes on beside the clause, whatever becomes of it.
-    pub(super) fn asks(&self, spec: LockSpec) -> Call {
+    pub(super) fn requests(&self, spec: LockSpec) -> Call {
         let txn = Arc::clone(&self.txn);
         Call { who: self.name.clone(), task: tokio::spawn(async move { txn.lock(spec).await }) }
     }
@@ -202,7 +202,7 @@ impl Actor {
     }
 
     pub(super) async fn closes(&self) {
-        self.session.close().await.expect("the service is told");
+        self.session.close().await.expect("the service is notified");
     }
 
     /// The commit request that presents its locks under `grants`.
@@ -220,7 +220,7 @@ impl Actor {
 pub(super) fn refused<T: Debug>(who: &str, result: Result<T>, kind: ErrorKind) -> Error {
     match result {
         Err(e) if e.kind() == kind => e,
-        other => panic!("{who}: {kind:?} was to be answered, and not {other:?}"),
+        other => panic!("{who}: {kind:?} was to be returned, and not {other:?}"),
     }
 }
 
@@ -261,11 +261,11 @@ impl Call {
     pub(super) async fn cancelled(self) {
         let who = self.who.clone();
         if let Some(outcome) = self.cancelled_or_over().await {
-            panic!("{who} was to wait until it is cancelled, and was answered {outcome:?}");
+            panic!("{who} was to wait until it is cancelled, and got {outcome:?}");
         }
     }
 
-    /// Drops the caller. Answers what became of the call if that was known to it first: then it
+    /// Drops the caller. Returns what became of the call if that was known to it first: then it
     /// counts.
     pub(super) async fn cancelled_or_over(self) -> Option<Result<Grant>> {
         self.task.abort();
@@ -318,7 +318,7 @@ impl<'a> Scene<'a> {
     /// Makes a call of which it is known, once this is over, that it waits.
     pub(super) async fn waits(&self, actor: &Actor, spec: LockSpec) -> Call {
         let shown = format!("{} waits, as it must with {spec:?}", actor.name);
-        let call = actor.asks(spec);
+        let call = actor.requests(spec);
         eventually(
             &shown,
             async || (self.waiting().await, call.is_over()),
@@ -326,7 +326,7 @@ impl<'a> Scene<'a> {
         )
         .await;
         if call.is_over() {
-            panic!("{shown}; but it was answered: {:?}", call.outcome().await);
+            panic!("{shown}; but it is over: {:?}", call.outcome().await);
         }
         call
     }

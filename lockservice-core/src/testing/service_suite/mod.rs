@@ -109,7 +109,7 @@ where
             waits_that_meet_again_are_no_deadlock;
         release:
             an_unlock_of_chosen_keys_wakes_exactly_those_who_became_compatible,
-            an_unlock_of_chosen_keys_tells_the_table_and_those_behind_them_of_its_commit,
+            an_unlock_of_chosen_keys_gives_its_commit_to_the_table_and_those_behind_them,
             a_release_is_idempotent,
             the_end_of_a_transaction_releases_everything;
         partial:
@@ -137,7 +137,7 @@ where
             an_error_says_what_happened_to_what_and_what_to_do,
             bad_input_is_refused_and_the_transaction_goes_on;
         stop:
-            a_stop_tells_holders_and_waiters_and_admits_nothing,
+            a_stop_notifies_holders_and_waiters_and_admits_nothing,
             after_a_stop_nothing_is_served;
     }
 }

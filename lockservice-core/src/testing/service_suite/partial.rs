@@ -1,7 +1,7 @@
 //! Locks that are shared with some, skipped, made weaker, or given up in part.
 
 use super::fixture::ServiceFixture;
-use super::kit::{Ask as _, Scene, exclusive, shared, update};
+use super::kit::{Scene, Variations as _, exclusive, shared, update};
 use crate::error::ErrorKind;
 use crate::id::CommitTimestamp;
 use crate::key::LockMode;

@@ -1,7 +1,7 @@
 //! A release, and the waiters that it wakes.
 
 use super::fixture::ServiceFixture;
-use super::kit::{Ask as _, Scene, exclusive, shared, table_named};
+use super::kit::{Scene, Variations as _, exclusive, shared, table_named};
 use crate::id::CommitTimestamp;
 
 pub(super) async fn an_unlock_of_chosen_keys_wakes_exactly_those_who_became_compatible(
@@ -41,7 +41,7 @@ pub(super) async fn an_unlock_of_chosen_keys_wakes_exactly_those_who_became_comp
     drop(waiters);
 }
 
-pub(super) async fn an_unlock_of_chosen_keys_tells_the_table_and_those_behind_them_of_its_commit(
+pub(super) async fn an_unlock_of_chosen_keys_gives_its_commit_to_the_table_and_those_behind_them(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
@@ -60,7 +60,7 @@ pub(super) async fn an_unlock_of_chosen_keys_tells_the_table_and_those_behind_th
         (granted.prev_commit_ts, granted.table_commit_ts),
         (Some(CommitTimestamp::new(7)), Some(CommitTimestamp::new(7)))
     );
-    // What is not held tells nothing.
+    // An item that is not held has no effect.
     a.unlocks_at("x z", 9).await;
     a.unlocks("y").await;
     let granted = of_c.granted().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::fixture::ServiceFixture;
-use super::kit::{Ask as _, Scene, exclusive, refused, shared, table_named};
+use super::kit::{Scene, Variations as _, exclusive, refused, shared, table_named};
 use crate::allocator::CommitWindow;
 use crate::error::ErrorKind;
 

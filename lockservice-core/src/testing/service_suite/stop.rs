@@ -4,7 +4,7 @@ use super::fixture::ServiceFixture;
 use super::kit::{Scene, exclusive, refused};
 use crate::error::ErrorKind;
 
-pub(super) async fn a_stop_tells_holders_and_waiters_and_admits_nothing(
+pub(super) async fn a_stop_notifies_holders_and_waiters_and_admits_nothing(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::fixture::ServiceFixture;
-use super::kit::{Ask as _, Scene, exclusive, shared};
+use super::kit::{Scene, Variations as _, exclusive, shared};
 use crate::error::ErrorKind;
 
 /// Long enough for others to queue up behind a wait that lasts so long, also on a busy machine.

@@ -26,7 +26,7 @@ pub(super) async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothi
         Leadership::Held { seen, address: None, cluster: None } => {
             assert_eq!(seen.leader, None, "it was never led");
             let (epoch, applied, clean) = acquire(&*store, 0).await;
-            assert!(!clean, "nothing tells it from a store that lost everything");
+            assert!(!clean, "nothing distinguishes it from a store that lost everything");
             (epoch, applied, true)
         }
         other => panic!("{other:?}"),
@@ -69,9 +69,9 @@ pub(super) async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_sti
         }
         Leadership::Acquired(_) => panic!("led by two: {response:?}"),
     };
-    second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
+    second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("a response"));
     store.renew(epoch).await.expect("it leads");
-    let after = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
+    let after = watch(store.acquire_leadership(&second, TTL).await.expect("a response"));
     assert_ne!(after, second.seen, "a renewal is seen (L1)");
     second.seen = after;
     store
@@ -80,7 +80,7 @@ pub(super) async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_sti
         .expect("a write is no renewal");
     let raised = acquired(store.acquire_leadership(&first, TTL).await.expect("its own"));
     assert!(raised > epoch, "the leader may raise its epoch (F2)");
-    second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
+    second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("a response"));
     let taken = store.acquire_leadership(&second, TTL).await.expect("what it watched stands still");
     assert!(
         matches!(
@@ -119,7 +119,7 @@ pub(super) async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_sti
         matches!(response, Leadership::Acquired(Acquired { clean: true, continuous: true, .. })),
         "{response:?}"
     );
-    let late = store.acquire_leadership(&old, TTL).await.expect("ask");
+    let late = store.acquire_leadership(&old, TTL).await.expect("a response");
     assert!(matches!(late, Leadership::Held { .. }), "what it watched is long past: {late:?}");
 }
 
@@ -135,7 +135,7 @@ pub(super) async fn of_concurrent_candidates_one_leads(fixture: &dyn StoreFixtur
         let (store, candidate) =
             (Arc::clone(&store), Candidate { seen: Some(seen.clone()), ..candidate(0) });
         tasks.spawn(
-            async move { store.acquire_leadership(&candidate, TTL).await.expect("an answer") },
+            async move { store.acquire_leadership(&candidate, TTL).await.expect("a response") },
         );
     }
     let responses = tasks.join_all().await;

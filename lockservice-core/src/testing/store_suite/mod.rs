@@ -70,7 +70,7 @@ fn acquired(response: Leadership) -> Epoch {
 }
 
 async fn watch_again(store: &dyn BindStore, candidate: &Candidate) -> Option<Seen> {
-    match store.acquire_leadership(candidate, TTL).await.expect("ask") {
+    match store.acquire_leadership(candidate, TTL).await.expect("a response") {
         Leadership::Held { seen, .. } => Some(seen),
         Leadership::Acquired(_) => panic!("led by two"),
     }

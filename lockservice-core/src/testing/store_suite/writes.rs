@@ -106,7 +106,7 @@ pub(super) async fn only_the_current_epoch_writes_renews_and_resigns(fixture: &d
     let (old, ..) = acquire(&*store, 0).await;
     store.renew(old).await.expect("the leader renews");
     let (new, ..) = acquire(&*store, 0).await;
-    assert!(new > old, "asking again raises the epoch");
+    assert!(new > old, "another request raises the epoch");
     let batch = vec![Op::PutTable(table("g", "t", 1))];
     for epoch in [old, Epoch::new(new.get() + 1)] {
         let refused = store

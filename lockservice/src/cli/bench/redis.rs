@@ -52,7 +52,7 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) 
 return 0";
 
 /// Deletes the keys that have the token, and publishes the rows.
-const UNLOCK_AND_TELL: &str = "\
+const UNLOCK_AND_PUBLISH: &str = "\
 local deleted = 0
 for _, key in ipairs(KEYS) do
     if redis.call('GET', key) == ARGV[1] then deleted = deleted + redis.call('DEL', key) end
@@ -108,7 +108,7 @@ struct Shared {
     /// Before the number of a row; also the channel of the messages.
     prefix: String,
     unlock: Script,
-    unlock_and_tell: Script,
+    unlock_and_publish: Script,
     lock_all: Script,
     /// For each row one waiting caller is woken by a message. A permit that is left wakes the next.
     unlocked: Vec<Notify>,
@@ -139,7 +139,7 @@ impl Redis {
             errors,
             prefix,
             unlock: Script::new(UNLOCK),
-            unlock_and_tell: Script::new(UNLOCK_AND_TELL),
+            unlock_and_publish: Script::new(UNLOCK_AND_PUBLISH),
             lock_all: Script::new(LOCK_ALL),
             unlocked: (0..Workload::SHARED_ROWS_MAX).map(|_| Notify::new()).collect(),
         });
@@ -284,7 +284,7 @@ impl RedisCaller {
 
     async fn unlock(&mut self, rows: &Range<u32>, token: &str) -> Result<()> {
         let shared = &*self.shared;
-        let script = if self.alone { &shared.unlock } else { &shared.unlock_and_tell };
+        let script = if self.alone { &shared.unlock } else { &shared.unlock_and_publish };
         let mut call = script.prepare_invoke();
         for row in rows.clone() {
             call.key(shared.key(row));

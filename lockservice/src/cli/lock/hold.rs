@@ -118,12 +118,12 @@ impl Run<'_> {
                 },
                 Ok(()) = self.deadlines.changed(), if self.why_lost.is_none() => {
                     self.deadline = *self.deadlines.borrow_and_update();
-                    self.supervised.tell(Frame::Deadline(self.deadline));
+                    self.supervised.send(Frame::Deadline(self.deadline));
                     continue;
                 }
                 why = self.lock.lost(), if self.why_lost.is_none() => {
                     self.why_lost = Some(why);
-                    self.supervised.tell(Frame::Stop);
+                    self.supervised.send(Frame::Stop);
                     continue;
                 }
                 taken = signals.next() => {
@@ -131,7 +131,7 @@ impl Run<'_> {
                         self.received.push(taken.signal);
                     }
                     if !taken.to_group {
-                        self.supervised.tell(Frame::Signal(taken.signal as i32));
+                        self.supervised.send(Frame::Signal(taken.signal as i32));
                     }
                     continue;
                 }

@@ -91,7 +91,7 @@ impl Supervised {
     }
 
     /// The next frame of the supervisor; `None` when it has ended. Meanwhile the frames of
-    /// [`tell`](Self::tell) are sent.
+    /// [`send`](Self::send) are sent.
     ///
     /// # Errors
     /// The socket is broken, or another program is at its other end.
@@ -140,7 +140,7 @@ impl Supervised {
 
     /// Sends a frame to the supervisor while [`next`](Self::next) is awaited. The end of the
     /// supervisor is learnt from `next` too.
-    pub(crate) fn tell(&mut self, frame: Frame) {
+    pub(crate) fn send(&mut self, frame: Frame) {
         self.outbox.push(frame);
     }
 

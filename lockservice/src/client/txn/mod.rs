@@ -69,7 +69,7 @@ pub struct ClientTxn {
     ended: bool,
 }
 
-/// What tells a transaction from others, wherever it is.
+/// The identity of a transaction, wherever it is: compared by address.
 #[derive(Debug)]
 struct TxnIdentity;
 
@@ -318,7 +318,7 @@ impl ClientTxn {
     pub async fn savepoint(&self) -> Result<TxnSavepoint> {
         let (handle, txn_number) = self.place();
         let number = if self.is_free() {
-            // Nothing was locked yet. The transaction may move until then, so no node is asked.
+            // Nothing was locked yet. The transaction may move until then, so no node is called.
             Savepoint::FIRST
         } else {
             let response = handle.shared.outbox.savepoint(&txn_number)?;

@@ -20,7 +20,7 @@ async fn a_broken_connection_resumes_the_session_and_keeps_its_locks() {
     }
     assert!(session.lost_now().is_none());
     let admin = client(&served.address).await.admin();
-    let locks = admin.locks(None).await.expect("the server answers");
+    let locks = admin.locks(None).await.expect("the server responds");
     assert_eq!(locks.len(), 1);
     assert_eq!(locks[0].info.token, held.token());
 }
@@ -37,12 +37,12 @@ async fn a_response_lost_after_the_grant_is_replayed_and_nothing_is_locked_twice
         async move { session.lock(spec("alice")).await }
     });
     locks(&admin, 1).await;
-    let token = admin.locks(None).await.expect("the server answers")[0].info.token;
+    let token = admin.locks(None).await.expect("the server responds")[0].info.token;
     proxy.mute(false);
     proxy.cut();
     let held = call.await.expect("no panic").expect("granted once");
     assert_eq!(held.token(), token);
-    assert_eq!(admin.locks(None).await.expect("the server answers").len(), 1);
+    assert_eq!(admin.locks(None).await.expect("the server responds").len(), 1);
     held.unlock().await.expect("acknowledged");
     locks(&admin, 0).await;
 }

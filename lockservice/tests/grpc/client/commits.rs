@@ -43,9 +43,9 @@ async fn a_commit_is_admitted_for_a_time_that_counts_from_the_request() {
         allocator.begin_commit(&request).await.expect_err("T1").kind(),
         ErrorKind::CannotCommit
     );
-    assert!(allocator.latest(&table()).await.expect("the server answers").is_some());
+    assert!(allocator.latest(&table()).await.expect("the server responds").is_some());
     let unknown = TableRef::new("default", "unknown").expect("names");
-    assert!(allocator.latest(&unknown).await.expect("the server answers").is_none());
+    assert!(allocator.latest(&unknown).await.expect("the server responds").is_none());
 }
 
 /// The system's clock, some seconds ahead.
@@ -67,7 +67,7 @@ async fn a_lower_epoch_is_refused_as_an_earlier_leaders_and_believed_when_that_c
     let clock = Arc::new(Ahead::default());
     let clock_of_client: Arc<dyn Clock> = Arc::<Ahead>::clone(&clock);
     let builder = Client::builder().clock(clock_of_client).call_timeout(Duration::from_secs(1));
-    let allocator = builder.connect(&proxy.address).await.expect("the server answers").allocator();
+    let allocator = builder.connect(&proxy.address).await.expect("the server responds").allocator();
     allocator.latest(&table()).await.expect("it leads");
     let forgot = server().await;
     proxy.lead_to(&forgot.address);

@@ -44,7 +44,7 @@ async fn an_address_that_is_frozen_or_not_ready_does_not_keep_a_client_from_the_
         .connect_timeout(Duration::from_millis(500))
         .connect(&format!("{},{gone}", frozen.0))
         .await
-        .expect_err("nobody answers");
+        .expect_err("no one responds");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
@@ -74,7 +74,7 @@ async fn a_session_waits_for_a_server_that_is_starting_unless_it_may_not() {
         .start_timeout(Duration::ZERO)
         .connect(&address)
         .await
-        .expect("it answers");
+        .expect("it responds");
     let error = impatient.session(None).await.expect_err("it may not wait");
     assert!(
         error.kind() == ErrorKind::Unavailable && error.to_string().contains("starting"),
@@ -102,7 +102,7 @@ async fn without_a_server_the_client_says_so() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     drop(listener);
-    assert_eq!(Client::connect(&address).await.expect_err("nobody").kind(), ErrorKind::Unavailable);
+    assert_eq!(Client::connect(&address).await.expect_err("no one").kind(), ErrorKind::Unavailable);
     for bad in [
         "",
         "::::",

@@ -51,7 +51,7 @@ async fn a_client_that_slept_past_its_deadline_has_lost_its_session_whatever_the
     let session = builder
         .connect(&served.address)
         .await
-        .expect("the server answers")
+        .expect("the server responds")
         .session(None)
         .await
         .expect("a session");
@@ -74,7 +74,7 @@ async fn a_grant_that_arrives_after_the_deadline_is_released() {
     let sleeper = builder
         .connect(&served.address)
         .await
-        .expect("the server answers")
+        .expect("the server responds")
         .session(None)
         .await
         .expect("a session");
@@ -101,7 +101,7 @@ async fn the_deadline_is_earlier_by_the_time_that_the_work_needs_to_stop() {
         .stop_time(stop)
         .connect(&served.address)
         .await
-        .expect("the server answers");
+        .expect("the server responds");
     let careful = careful.session(None).await.expect("a session");
     let difference = plain.deadline().since(careful.deadline());
     assert!(difference > stop / 2, "{difference:?}");
@@ -138,7 +138,7 @@ async fn a_time_out_counts_from_the_call_also_while_the_server_is_silent() {
     let txn = session.txn(TxnOptions::default());
     let short = LockSpec { timeout: Some(Duration::from_millis(50)), ..spec("alice") };
     let start = SystemClock.now();
-    assert_eq!(within(txn.lock(short)).await.expect_err("no answer").kind(), ErrorKind::Timeout);
+    assert_eq!(within(txn.lock(short)).await.expect_err("no response").kind(), ErrorKind::Timeout);
     assert!(
         SystemClock.now().since(start) < Duration::from_secs(2),
         "long before anything is noticed of the server"

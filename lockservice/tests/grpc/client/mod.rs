@@ -26,7 +26,7 @@ async fn server() -> Served {
 }
 
 async fn client(address: &str) -> Client {
-    Client::builder().name("tester").connect(address).await.expect("the server answers")
+    Client::builder().name("tester").connect(address).await.expect("the server responds")
 }
 
 async fn session(address: &str) -> Session {
@@ -35,13 +35,13 @@ async fn session(address: &str) -> Session {
 
 /// Asks until there are `n` waits; the question itself is the only event there is.
 async fn waits(admin: &AdminClient, n: usize) {
-    while admin.waits(None).await.expect("the server answers").len() != n {
+    while admin.waits(None).await.expect("the server responds").len() != n {
         tokio::task::yield_now().await;
     }
 }
 
 async fn locks(admin: &AdminClient, n: usize) {
-    while admin.locks(None).await.expect("the server answers").len() != n {
+    while admin.locks(None).await.expect("the server responds").len() != n {
         tokio::task::yield_now().await;
     }
 }

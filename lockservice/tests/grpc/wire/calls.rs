@@ -34,16 +34,16 @@ async fn the_unary_calls_lock_and_a_cancelled_one_stops_waiting() {
     };
     let locked = wire.lock(request(0, 1)).await.expect("free").into_inner();
     assert!(locked.token > 0);
-    let admin = Client::connect(&served.address).await.expect("it answers").admin();
+    let admin = Client::connect(&served.address).await.expect("it responds").admin();
     let waits = async |n| {
-        while admin.waits(None).await.expect("it answers").len() != n {
+        while admin.waits(None).await.expect("it responds").len() != n {
             tokio::task::yield_now().await;
         }
     };
     let mut other = wire.clone();
     let mut waiting = Box::pin(other.lock(request(1, 1)));
     while (&mut waiting).now_or_never().is_none()
-        && admin.waits(None).await.expect("it answers").is_empty()
+        && admin.waits(None).await.expect("it responds").is_empty()
     {}
     waits(1).await;
     drop(waiting);
@@ -70,7 +70,7 @@ async fn new_txn(wire: &mut LocksClient<Channel>, session: proto::SessionRef) ->
 #[tokio::test]
 async fn a_session_lives_as_long_as_its_open_call() {
     let served = Served::start(ServerSettings::default()).await;
-    let client = Client::connect(&served.address).await.expect("it answers");
+    let client = Client::connect(&served.address).await.expect("it responds");
     let holder = client.session(None).await.expect("a session");
     let held = holder.lock(spec("a")).await.expect("free");
     let mut wire = LocksClient::new(channel(&served).await);
@@ -139,7 +139,7 @@ async fn health_and_reflection_respond() {
         let health = HealthClient::new(channel.clone())
             .check(request)
             .await
-            .expect("it answers")
+            .expect("it responds")
             .into_inner();
         assert_eq!(
             health.status(),
@@ -154,12 +154,12 @@ async fn health_and_reflection_respond() {
     };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
     let responses =
-        client.server_reflection_info(tokio_stream::once(request)).await.expect("it answers");
+        client.server_reflection_info(tokio_stream::once(request)).await.expect("it responds");
     let response = responses
         .into_inner()
         .message()
         .await
-        .expect("it answers")
+        .expect("it responds")
         .expect("one answer")
         .message_response;
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) =
@@ -184,12 +184,12 @@ async fn health_and_reflection_respond() {
     };
     let mut older = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
     let responses =
-        older.server_reflection_info(tokio_stream::once(request)).await.expect("it answers");
+        older.server_reflection_info(tokio_stream::once(request)).await.expect("it responds");
     let response = responses
         .into_inner()
         .message()
         .await
-        .expect("it answers")
+        .expect("it responds")
         .expect("one answer")
         .message_response;
     let found = v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(

@@ -54,7 +54,7 @@ async fn more_connections_than_allowed_are_closed_as_they_come_until_one_ends() 
 #[tokio::test]
 async fn a_connection_that_says_nothing_or_almost_nothing_is_closed_and_one_that_is_idle_is_not() {
     let served = Served::start(ServerSettings { hello_ms_max: 100, ..Default::default() }).await;
-    let idle = Client::connect(&served.address).await.expect("it answers");
+    let idle = Client::connect(&served.address).await.expect("it responds");
     let session = idle.session(None).await.expect("a session");
     for said in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n"] {
         let mut socket = tokio::net::TcpStream::connect(&served.address).await.expect("it listens");

@@ -13,15 +13,15 @@ use crate::support::{Served, row, spec, table};
 #[tokio::test]
 async fn a_long_list_is_cut_and_says_so() {
     let served = Served::start(ServerSettings { list_lines_max: 2, ..Default::default() }).await;
-    let client = Client::connect(&served.address).await.expect("it answers");
+    let client = Client::connect(&served.address).await.expect("it responds");
     let session = client.session(None).await.expect("a session");
     let mut held = Vec::new();
     for n in 1..=5_usize {
         held.push(session.lock(spec(&format!("row {n}"))).await.expect("free"));
-        let locks = client.admin().locks(None).await.expect("it answers");
+        let locks = client.admin().locks(None).await.expect("it responds");
         assert_eq!((locks.len(), locks.is_cut()), (n.min(2), n > 2));
     }
-    assert!(!client.admin().waits(None).await.expect("it answers").is_cut());
+    assert!(!client.admin().waits(None).await.expect("it responds").is_cut());
 }
 
 #[tokio::test]
@@ -29,7 +29,7 @@ async fn readers_that_do_not_read_their_lists_keep_no_other_from_a_list() {
     // Far less than the minute that a list may take in all.
     let served =
         Served::start(ServerSettings { write_ms_max: 300, ..ServerSettings::default() }).await;
-    let client = Client::connect(&served.address).await.expect("it answers");
+    let client = Client::connect(&served.address).await.expect("it responds");
     let session = client.session(None).await.expect("a session");
     // More than an unread connection accepts.
     let rows = |from: u32| (from..from + 20_000).map(|n| row(&format!("row {n}"))).collect();
@@ -45,6 +45,6 @@ async fn readers_that_do_not_read_their_lists_keep_no_other_from_a_list() {
         unread.push((wire, list));
     }
     let list = tokio::time::timeout(Duration::from_secs(30), client.admin().locks(None)).await;
-    assert_eq!(list.expect("it has a place").expect("it answers").len(), 40_000);
+    assert_eq!(list.expect("it has a place").expect("it responds").len(), 40_000);
     drop((held, unread));
 }

@@ -30,7 +30,7 @@ async fn channel(served: &Served) -> Channel {
     // The smallest windows, so that a client that does not read fills them soon.
     let endpoint =
         endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
-    endpoint.connect().await.expect("the server answers")
+    endpoint.connect().await.expect("the server responds")
 }
 
 struct Raw {
@@ -111,7 +111,7 @@ fn kind(response: Option<Response>) -> String {
 async fn alive(served: &Served) {
     let session = Client::connect(&served.address)
         .await
-        .expect("it answers")
+        .expect("it responds")
         .session(None)
         .await
         .expect("a session");

@@ -26,7 +26,7 @@ pub(super) struct Stripe {
     pub(super) commits: HashMap<TxnCounter, CommitPhase, foldhash::fast::FixedState>,
 }
 
-/// Tells a tombstone from one that was made for the same transaction before.
+/// Distinguishes a tombstone from one that was made for the same transaction before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Generation(u64);
 

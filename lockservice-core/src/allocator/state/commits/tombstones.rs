@@ -68,7 +68,7 @@ impl CommitControl {
                     if *durable { Tombstoned::Durable } else { Tombstoned::ToWrite(generation) }
                 }
                 CommitPhase::InFlight { .. } => {
-                    unreachable!("an attempt in flight was answered above, under the same lock")
+                    unreachable!("an attempt in flight was handled above, under the same lock")
                 }
             },
             Entry::Vacant(_) if of_tombstones => Tombstoned::Full,

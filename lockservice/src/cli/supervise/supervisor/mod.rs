@@ -106,7 +106,7 @@ impl Supervisor {
                 let Some(ended) = self.ended else {
                     return Err(io::Error::other("the command's status was lost"));
                 };
-                return self.tell(if ended.stopped { Frame::Stopped } else { ended.how });
+                return self.send(if ended.stopped { Frame::Stopped } else { ended.how });
             }
             match self.deadline.due(now, self.stop_requested) {
                 Some(Action::Terminate) => self.terminate(),
@@ -118,10 +118,10 @@ impl Supervisor {
             if let Some(until) = self.killing_until {
                 self.tree.kill();
                 if now >= until && !self.reap(now) {
-                    self.tell(Frame::Left)?;
+                    self.send(Frame::Left)?;
                     return match self.ended {
-                        Some(Ended { how, stopped: false, .. }) => self.tell(how),
-                        _ => self.tell(Frame::Stopped),
+                        Some(Ended { how, stopped: false, .. }) => self.send(how),
+                        _ => self.send(Frame::Stopped),
                     };
                 }
             }
@@ -183,7 +183,7 @@ impl Supervisor {
         let by_hand = by == NixSignal::SIGSTOP as i32;
         if !by_hand || [wrapper.group, command.group].contains(&wrapper.foreground) {
             // The end of the wrapper is noticed elsewhere.
-            let _ = self.tell(Frame::Suspended(by));
+            let _ = self.send(Frame::Suspended(by));
         }
     }
 
@@ -211,13 +211,13 @@ impl Supervisor {
             let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
         }
         if wrapper {
-            self.hear();
+            self.read_frame();
         }
         Ok(())
     }
 
-    /// Reads the frames of the wrapper.
-    fn hear(&mut self) {
+    /// Reads a frame of the wrapper.
+    fn read_frame(&mut self) {
         let mut bytes = [0; FRAME_BYTES];
         if self.control.read_exact(&mut bytes).is_err() {
             // The wrapper has gone and was perhaps killed: the session is not renewed, and the
@@ -289,7 +289,7 @@ impl Supervisor {
         });
     }
 
-    fn tell(&mut self, frame: Frame) -> io::Result<()> {
+    fn send(&mut self, frame: Frame) -> io::Result<()> {
         match self.control.write_all(&frame.encode()) {
             // The wrapper has gone: the frame is not needed.
             Err(error)
