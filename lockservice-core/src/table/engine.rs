@@ -5,22 +5,17 @@ use std::fmt;
 use std::task::Waker;
 
 use super::call::put_in_order;
-use super::list::{LockList, WaitList};
 use super::lock_call::LockCall;
 use super::slices::{STEPS, Slice};
 use super::state::{EngineState, Started};
 use super::steps::Hold;
-use super::types::{CallObstacle, Commit, EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
-use super::uncontended::{HoldSeq, TableHandle, TablePlaces, TxnHandle};
+use super::types::{CallObstacle, EngineSettings, Grant, LockRequest};
+use super::uncontended::{TableHandle, TablePlaces, TxnHandle};
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, Result};
 use crate::id::{BindVersion, TableId, TxnId};
-use crate::key::{LockItem, LockMode};
 use crate::sync::{Arc, Mutex, unlock_fair};
-
-/// Lines of a slice, for a caller that takes the whole list.
-const SLICE: usize = 1_024;
 
 /// Every lock table that a node owns, in memory. A cheap handle: clones share the tables.
 ///
@@ -313,117 +308,10 @@ impl LockEngine {
         txn.note_released(self.places(), grant.owner.changes.len());
     }
 
-    /// Like [`roll_back`](Self::roll_back). Uncontended holds are inflated first.
-    pub(super) fn roll_back_in_state(&self, txn: TxnId, table: TableId, grant: &Grant) {
-        let mut changes = grant.owner.changes.as_slice();
-        self.in_slices(|state| {
-            let (rest, last) = changes.split_at(changes.len().saturating_sub(state.slice.steps()));
-            state.roll_back_changes(txn, table, grant, last);
-            changes = rest;
-            changes.is_empty().then_some(())
-        });
-    }
-
-    /// Releases chosen items in the state.
-    pub(super) fn unlock_in_state(
-        &self,
-        txn: TxnId,
-        table: TableId,
-        items: &[LockItem],
-        commit: Option<Commit>,
-    ) -> usize {
-        let (mut items, mut released) = (items, 0);
-        self.in_slices(|state| {
-            let (first, rest) = items.split_at(items.len().min(state.slice.steps()));
-            released += state.unlock(txn, table, first, commit);
-            items = rest;
-            items.is_empty().then_some(())
-        });
-        released
-    }
-
-    /// Ends what the calls of a transaction from `seq` on were granted in the state.
-    pub(super) fn roll_back_to_in_state(&self, txn: TxnId, seq: HoldSeq) -> usize {
-        let mut released = 0;
-        self.in_slices(|state| state.roll_back_to(txn, seq, &mut released).then_some(()));
-        released
-    }
-
-    /// Makes holds of a transaction in the state weaker.
-    pub(super) fn downgrade_in_state(
-        &self,
-        txn: TxnId,
-        bind: &Bind,
-        items: &[LockItem],
-        mode: LockMode,
-    ) -> usize {
-        let (mut items, mut downgraded) = (items, 0);
-        self.in_slices(|state| {
-            let (first, rest) = items.split_at(items.len().min(state.slice.steps()));
-            downgraded += state.downgrade(txn, bind, first, mode);
-            items = rest;
-            items.is_empty().then_some(())
-        });
-        downgraded
-    }
-
-    /// True if a call of a transaction is in flight, or its outcome was not received yet.
-    pub(super) fn has_call(&self, txn: TxnId) -> bool {
-        self.state().lock().txns.get(&txn).is_some_and(|txn| txn.call.is_some())
-    }
-
-    /// Releases all holds of a transaction in the state.
-    pub(super) fn unlock_all_in_state(&self, txn: TxnId, commit: Option<Commit>) -> usize {
-        let mut released = 0;
-        self.in_slices(|state| state.unlock_all(txn, commit, &mut released).then_some(()));
-        released
-    }
-
-    /// Releases all holds of a transaction, whose history is unknown from now on.
-    pub(super) fn unlock_all_forced_in_state(&self, txn: TxnId, now: Time) {
-        let mut released = 0;
-        self.in_slices(|state| {
-            // Repeating this changes nothing.
-            state.forget_history(txn, now);
-            state.unlock_all(txn, None, &mut released).then_some(())
-        });
-    }
-
-    /// The number of rows and ranges that a transaction holds in the state.
-    pub(super) fn held_in_state(&self, txn: TxnId) -> usize {
-        self.with(|state| state.txns.get(&txn).map_or(0, |txn| txn.count))
-    }
-
     /// Ends the waiting call of a transaction with [`Cancelled`](crate::ErrorKind::Cancelled). Its
     /// holds stay.
     pub fn cancel_wait(&self, txn: TxnId) {
         self.with(|state| state.cancel_wait(txn));
-    }
-
-    /// All locks in one table, or in all tables. They are ordered by table, then rows before
-    /// ranges, then by key, then by transaction. They are listed in slices: see
-    /// [`lock_list`](Self::lock_list).
-    pub fn locks(&self, table: Option<TableId>) -> Vec<LockInfo> {
-        let mut list = self.lock_list(table);
-        std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
-    }
-
-    /// All waits, ordered by table, then in queue order. Of the waiters ahead in the queue, only
-    /// the nearest are listed, which wait for the others. The waits are listed in slices: see
-    /// [`wait_list`](Self::wait_list).
-    pub fn waits(&self, table: Option<TableId>) -> Vec<WaitInfo> {
-        let mut list = self.wait_list(table);
-        std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
-    }
-
-    /// The locks in one table, or in all tables, slice by slice.
-    pub fn lock_list(&self, table: Option<TableId>) -> LockList {
-        LockList::new(self.clone(), table)
-    }
-
-    /// The waits in one table, or in all tables, slice by slice.
-    pub fn wait_list(&self, table: Option<TableId>) -> WaitList {
-        WaitList::new(self.clone(), table)
     }
 
     /// The obstacle of a transaction's call; `None` if it has no call that waits.

@@ -6,6 +6,9 @@ use super::types::{LockInfo, WaitInfo};
 use super::uncontended::SNAPSHOT_KEYS;
 use crate::id::TableId;
 
+/// Lines of a slice, for a caller that takes the whole list.
+const SLICE: usize = 1_024;
+
 /// A list of locks, made in slices. The engine goes on between them, so the list does not show one
 /// moment. A lock that is held all the time is in it once.
 #[derive(Debug)]
@@ -24,6 +27,34 @@ pub struct WaitList {
     engine: LockEngine,
     only: Option<TableId>,
     at: Option<WaitsAt>,
+}
+
+impl LockEngine {
+    /// All locks in one table, or in all tables. They are ordered by table, then rows before
+    /// ranges, then by key, then by transaction. They are listed in slices: see
+    /// [`lock_list`](Self::lock_list).
+    pub fn locks(&self, table: Option<TableId>) -> Vec<LockInfo> {
+        let mut list = self.lock_list(table);
+        std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
+    }
+
+    /// All waits, ordered by table, then in queue order. Of the waiters ahead in the queue, only
+    /// the nearest are listed, which wait for the others. The waits are listed in slices: see
+    /// [`wait_list`](Self::wait_list).
+    pub fn waits(&self, table: Option<TableId>) -> Vec<WaitInfo> {
+        let mut list = self.wait_list(table);
+        std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
+    }
+
+    /// The locks in one table, or in all tables, slice by slice.
+    pub fn lock_list(&self, table: Option<TableId>) -> LockList {
+        LockList::new(self.clone(), table)
+    }
+
+    /// The waits in one table, or in all tables, slice by slice.
+    pub fn wait_list(&self, table: Option<TableId>) -> WaitList {
+        WaitList::new(self.clone(), table)
+    }
 }
 
 impl LockList {

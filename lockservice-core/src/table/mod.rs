@@ -17,6 +17,7 @@
 //! | `state.rs` | all tables, transactions and calls; installing and sealing |
 //! | `call/` | a call in flight: its begin, its way, its wait, its end, its limits and errors |
 //! | `release.rs` | releases and roll-backs |
+//! | `in_state.rs` | releases, roll-backs and downgrades of the state, in slices |
 //! | `slices.rs` | promotion of waiters; work that takes more than one hold of the mutex |
 //! | `deadlock.rs` | cycles of the wait graph: victims and reorderings |
 //! | `search/` | searches in the wait graph, backwards and forwards |
@@ -227,6 +228,7 @@ mod entry;
 mod hash;
 mod holders;
 mod idle;
+mod in_state;
 mod inspect;
 mod interval;
 mod list;
