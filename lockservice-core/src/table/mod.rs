@@ -29,7 +29,7 @@
 //! | `hash.rs` | maps keyed by ids, with a hash that clients cannot predict |
 //! | `txn.rs` | the holds of a transaction |
 //! | `idle.rs` | tables that are not used |
-//! | `inspect.rs`, `list.rs` | lists of locks and waits, in slices of bounded work |
+//! | `inspect/`, `list.rs` | lists of locks and waits, in slices of bounded work |
 //! | `types.rs` | requests, grants, settings, lines of lists |
 //! | `steps.rs` | the count of work, for tests of cost |
 //!
