@@ -1,11 +1,11 @@
 //! The ways between the shards and the state: holds that become contended, ranges that are
 //! published, tokens and memory on credit.
 
-use super::handles::{HoldRef, TableHandle};
+use super::handles::{HoldRef, HoldSeq, RowHolds, TableHandle, TxnHandle};
 use super::shard::Inflated;
 use crate::id::{TableId, TxnId};
 use crate::key::{Key, KeyRange, LockItem};
-use crate::table::call::row_hold_bytes;
+use crate::table::call::{hold_bytes, row_hold_bytes};
 use crate::table::engine::LockEngine;
 use crate::table::holders::Holder;
 use crate::table::lock_table::LockTable;
@@ -13,6 +13,9 @@ use crate::table::state::EngineState;
 
 /// The state keeps this part of the tokens that are left when a shard draws some: one in so many.
 const DRAWN_PART: u64 = 64;
+
+/// Holds of a transaction that are inflated under one hold of the state's mutex.
+const INFLATE: usize = 256;
 
 impl LockEngine {
     /// Draws tokens and memory for a shard. Returns the number of tokens that are left to the
@@ -37,6 +40,27 @@ impl LockEngine {
     #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
     pub(crate) fn open_rows(&self, table: &TableHandle) {
         self.state().lock().set_rows_open(table, true);
+    }
+
+    /// Moves the holds of a transaction into the state, before the state decides a call of it for
+    /// `items`, or ends it.
+    ///
+    /// Returns the number of the call.
+    pub(in crate::table) fn inflate_own(&self, txn: &TxnHandle, items: &[LockItem]) -> HoldSeq {
+        let mut holds = txn.holds.lock();
+        holds.in_state = true;
+        let RowHolds { list, bytes, .. } = &mut *holds;
+        *bytes = 0;
+        // Under the transaction's mutex: its end finds all of them in the list, or all of them in
+        // the state.
+        for some in list.chunks(INFLATE) {
+            self.inflate_holds(txn.id(), some);
+        }
+        list.clear();
+        (holds.released, holds.released_in_state) = (0, 0);
+        let of_call = items.iter().map(hold_bytes).sum::<usize>();
+        holds.state_bytes = self.bytes_in_state(txn.id()) + of_call;
+        holds.take_seq()
     }
 
     /// Moves holds of a transaction into the state.

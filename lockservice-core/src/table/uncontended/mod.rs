@@ -13,7 +13,9 @@
 //! | `rows.rs` | the shards of a table, its published ranges, what a grant says of its history |
 //! | `places.rs` | the places of tables, found without a reference count |
 //! | `handles.rs` | [`TableHandle`] and [`TxnHandle`]: what a caller keeps so that nothing is looked up |
-//! | `lock_row.rs` | the way of a row lock and of its release |
+//! | `lock_row.rs` | the way of a row lock |
+//! | `unlock.rs` | releases: of chosen holds, of all |
+//! | `partial.rs` | savepoints and downgrades |
 //! | `inflate.rs` | the ways between the shards and the state |
 //! | `snapshot.rs` | the rows in key order, for lists |
 //!
@@ -83,11 +85,13 @@
 mod handles;
 mod inflate;
 mod lock_row;
+mod partial;
 mod places;
 mod rows;
 mod shard;
 mod slab;
 mod snapshot;
+mod unlock;
 
 pub(super) use self::handles::HoldSeq;
 pub use self::handles::{CallGuard, Savepoint, TableHandle, TxnHandle};
