@@ -14,6 +14,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `mod.rs` | [`LockService`]: started, listed, stopped |
+//! | `inner.rs` | the parts of a service, and its effects: time, tasks, the high-water mark |
 //! | `phase.rs` | serving, stopping, resigning, sealed |
 //! | `messages.rs`, `settings.rs` | requests and responses; limits and defaults |
 //! | `lease/` | the lease as a pure value, and its renewal |
@@ -50,6 +51,7 @@
 //! - **A lost session's locks** go at once if their transaction does not validate, and otherwise
 //!   only after the allocator made it unable to commit (C4); a commit in flight keeps them.
 
+mod inner;
 mod lease;
 mod list;
 mod messages;
@@ -59,32 +61,27 @@ mod settings;
 mod tables;
 mod txn;
 
-use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
 
-use crate::allocator::{OriginTxns, Progress, Registration};
-use crate::clock::{Clock, Time};
+use crate::allocator::{OriginTxns, Registration};
+use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::id::{NodeName, Nonce, ServiceId, SessionId, TableRef, TxnId};
+use crate::id::{NodeName, Nonce, ServiceId, TableRef};
 use crate::live_txns::LiveTxns;
 use crate::sync::Mutex;
 use crate::table::LockEngine;
 
 use crate::service::lease::{Lease, Serving};
 use crate::service::phase::{Phase, shutting_down};
-use crate::service::session::SessionRecord;
 use crate::service::session::registry::Registry;
 use crate::service::tables::Tables;
 use crate::service::txn::live::ReportedTxns;
-use crate::service::txn::{TxnRecord, timer};
 
+pub(crate) use self::inner::ServiceInner;
 pub use self::list::{LockList, WaitList};
 pub use self::messages::{
     ANCESTORS_MAX, Granted, LockSpec, LockStatus, OpResponse, Operation, Promise, ServiceParts,
@@ -139,31 +136,6 @@ impl Drop for SealOnDrop {
     fn drop(&mut self) {
         self.0.seal(shutting_down());
     }
-}
-
-#[derive(Debug)]
-pub(crate) struct ServiceInner {
-    pub(crate) parts: ServiceParts,
-    pub(crate) id: ServiceId,
-    nonce: Nonce,
-    pub(crate) engine: LockEngine,
-    pub(crate) tables: Tables,
-    pub(crate) txns: Registry<TxnId, Arc<TxnRecord>>,
-    pub(crate) sessions: Registry<SessionId, Arc<SessionRecord>>,
-    /// The use of all sessions together.
-    pub(crate) quota: Arc<Quota>,
-    /// The runtime on which it was started.
-    runtime: Handle,
-    /// The transactions' numbers, and which of those that validate are alive.
-    pub(crate) live: ReportedTxns,
-    lease: Mutex<Lease>,
-    /// The time until which the lease lets it respond. Written under the mutex of `lease`.
-    pub(crate) serving: Serving,
-    /// The high-water mark over all responses of the allocator (L4). Locked for a comparison.
-    observed: Mutex<Progress>,
-    pub(crate) phase: watch::Sender<Phase>,
-    /// Notified whenever a session or a transaction has gone.
-    pub(crate) departed: Notify,
 }
 
 impl LockService {
@@ -344,60 +316,5 @@ impl LockService {
         // A sealed service is not waited for, even if sessions are still open.
         let confirmed = gone && inner.sessions.is_empty() && inner.txns.is_empty();
         Stopped { confirmed, resigned }
-    }
-}
-
-impl ServiceInner {
-    /// Raises the high-water mark to that of a response of the allocator (L4).
-    pub(crate) fn observe(&self, at: Progress) {
-        let mut observed = self.observed.lock();
-        *observed = at.max(*observed);
-    }
-
-    /// The high-water mark over all responses of the allocator.
-    pub(crate) fn observed(&self) -> Progress {
-        *self.observed.lock()
-    }
-
-    /// Polls `future` until it is ready or `deadline` has passed by the service's clock; what is
-    /// ready counts, also at the last moment.
-    pub(crate) async fn until<F: Future>(&self, deadline: Time, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
-        // The usual case needs no timer.
-        if let Poll::Ready(output) =
-            std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
-        {
-            return Some(output);
-        }
-        loop {
-            let now = self.parts.env.now();
-            if now >= deadline {
-                return None;
-            }
-            tokio::select! {
-                biased;
-                output = &mut future => return Some(output),
-                // Timers only wake: they may be early (they do not count suspend) or late.
-                () = self.parts.env.sleep(timer(deadline, now)) => {}
-            }
-        }
-    }
-
-    /// Lets time pass, or the service be sealed.
-    pub(crate) async fn pause(&self, pause: Duration) {
-        let mut phase = self.phase.subscribe();
-        tokio::select! {
-            () = self.parts.env.sleep(pause) => {}
-            _ = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => {}
-        }
-    }
-
-    /// Runs a task that ends with the service, or when it is aborted.
-    ///
-    /// It runs on the runtime on which the service was started. So an embedder may call from a
-    /// thread that has none.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
-        let _entered = self.runtime.enter();
-        self.parts.env.spawn(task).abort_handle()
     }
 }

@@ -1,0 +1,106 @@
+//! [`ServiceInner`]: the parts of a service, and its effects.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+
+use crate::allocator::Progress;
+use crate::clock::Time;
+use crate::id::{Nonce, ServiceId, SessionId, TxnId};
+use crate::service::lease::{Lease, Serving};
+use crate::service::messages::ServiceParts;
+use crate::service::phase::Phase;
+use crate::service::session::SessionRecord;
+use crate::service::session::quota::Quota;
+use crate::service::session::registry::Registry;
+use crate::service::tables::Tables;
+use crate::service::txn::live::ReportedTxns;
+use crate::service::txn::{TxnRecord, timer};
+use crate::sync::Mutex;
+use crate::table::LockEngine;
+
+#[derive(Debug)]
+pub(crate) struct ServiceInner {
+    pub(crate) parts: ServiceParts,
+    pub(crate) id: ServiceId,
+    pub(super) nonce: Nonce,
+    pub(crate) engine: LockEngine,
+    pub(crate) tables: Tables,
+    pub(crate) txns: Registry<TxnId, Arc<TxnRecord>>,
+    pub(crate) sessions: Registry<SessionId, Arc<SessionRecord>>,
+    /// The use of all sessions together.
+    pub(crate) quota: Arc<Quota>,
+    /// The runtime on which it was started.
+    pub(super) runtime: Handle,
+    /// The transactions' numbers, and which of those that validate are alive.
+    pub(crate) live: ReportedTxns,
+    pub(super) lease: Mutex<Lease>,
+    /// The time until which the lease lets it respond. Written under the mutex of `lease`.
+    pub(crate) serving: Serving,
+    /// The high-water mark over all responses of the allocator (L4). Locked for a comparison.
+    pub(super) observed: Mutex<Progress>,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Notified whenever a session or a transaction has gone.
+    pub(crate) departed: Notify,
+}
+
+impl ServiceInner {
+    /// Raises the high-water mark to that of a response of the allocator (L4).
+    pub(crate) fn observe(&self, at: Progress) {
+        let mut observed = self.observed.lock();
+        *observed = at.max(*observed);
+    }
+
+    /// The high-water mark over all responses of the allocator.
+    pub(crate) fn observed(&self) -> Progress {
+        *self.observed.lock()
+    }
+
+    /// Polls `future` until it is ready or `deadline` has passed by the service's clock; what is
+    /// ready counts, also at the last moment.
+    pub(crate) async fn until<F: Future>(&self, deadline: Time, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        // The usual case needs no timer.
+        if let Poll::Ready(output) =
+            std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+        {
+            return Some(output);
+        }
+        loop {
+            let now = self.parts.env.now();
+            if now >= deadline {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                output = &mut future => return Some(output),
+                // Timers only wake: they may be early (they do not count suspend) or late.
+                () = self.parts.env.sleep(timer(deadline, now)) => {}
+            }
+        }
+    }
+
+    /// Lets time pass, or the service be sealed.
+    pub(crate) async fn pause(&self, pause: Duration) {
+        let mut phase = self.phase.subscribe();
+        tokio::select! {
+            () = self.parts.env.sleep(pause) => {}
+            _ = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => {}
+        }
+    }
+
+    /// Runs a task that ends with the service, or when it is aborted.
+    ///
+    /// It runs on the runtime on which the service was started. So an embedder may call from a
+    /// thread that has none.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let _entered = self.runtime.enter();
+        self.parts.env.spawn(task).abort_handle()
+    }
+}
