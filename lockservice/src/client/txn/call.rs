@@ -8,7 +8,8 @@ use lockservice_core::table::WaitPolicy;
 use lockservice_core::{Error, ErrorKind, Result, TxnId};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{ClientTxn, timed_out};
+use super::ClientTxn;
+use super::lock::timed_out;
 use crate::client::node_session::{Handle, SessionShared};
 use crate::client::outbox::{CallId, NumberedTxn};
 

@@ -2,40 +2,40 @@
 //!
 //! | file | noun |
 //! |---|---|
+//! | `mod.rs` | [`ClientTxn`]: its calls, its end |
+//! | `lock` | the way of a lock call |
 //! | `call` | one lock call: its permit, its transaction, its request |
 //! | `placement` | the node on which a transaction is |
+//! | `partial` | savepoints and downgrades |
 //! | `lock_guard`, `ended` | [`LockGuard`], [`Ended`] |
 
 mod call;
 mod ended;
+mod lock;
 mod lock_guard;
+mod partial;
 mod placement;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use lockservice_core::clock::{Clock, Time, lo};
+use lockservice_core::clock::{Clock, Time};
 use lockservice_core::service::{LockSpec, TxnOptions, WaitsFor};
-use lockservice_core::table::{Commit, Grant, Savepoint};
-use lockservice_core::{Error, ErrorKind, LockItem, LockMode, NodeName, Result, TableRef, TxnId};
+use lockservice_core::table::{Commit, Grant};
+use lockservice_core::{Error, ErrorKind, LockItem, NodeName, Result, TableRef, TxnId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use self::call::{Call, Turn, permit};
 pub use self::ended::Ended;
+pub(super) use self::lock::timed_out;
 pub use self::lock_guard::LockGuard;
+use self::partial::TxnIdentity;
+pub use self::partial::TxnSavepoint;
 use self::placement::Placement;
 use super::cluster_session::ClusterSession;
-use super::follow;
 use super::node_session::Handle;
-use super::outbox::{CallContext, NumberedTxn, WaitsSender};
-use crate::convert::{commit_to_proto, items_to_proto, lock_spec_to_proto, mode_to_proto};
+use crate::convert::{commit_to_proto, items_to_proto};
 use crate::proto;
 use crate::proto::client_op::Op;
-
-/// The time past its deadline for which a call waits for the server's own response. A timeout from
-/// the server names the conflicting holder, and a grant in time is as good as any.
-const RESPONSE_GRACE: Duration = Duration::from_millis(100);
 
 /// A transaction of a session. Dropping it ends it.
 ///
@@ -69,31 +69,13 @@ pub struct ClientTxn {
     ended: bool,
 }
 
-/// The identity of a transaction, wherever it is: compared by address.
-#[derive(Debug)]
-struct TxnIdentity;
-
-/// A savepoint of a [`ClientTxn`].
-#[derive(Clone, Debug)]
-pub struct TxnSavepoint {
-    of: Arc<TxnIdentity>,
-    number: Savepoint,
-}
-
 impl ClientTxn {
     pub(super) fn new(
         cluster_session: Arc<ClusterSession>,
         options: TxnOptions,
         began: Option<Time>,
     ) -> Self {
-        let placement = Placement {
-            handle: Arc::clone(&cluster_session.home),
-            txn_number: Arc::new(NumberedTxn::new(options.clone())),
-            id: None,
-            under_way: 0,
-            holds: false,
-            pin: None,
-        };
+        let placement = Placement::new(Arc::clone(&cluster_session.home), options.clone());
         let (identity, placement) = (Arc::new(TxnIdentity), Mutex::new(placement));
         Self { cluster_session, options, began, identity, placement, ended: false }
     }
@@ -149,107 +131,6 @@ impl ClientTxn {
         self.lock_with(spec, Some(waits)).await
     }
 
-    /// Locks. Also reports the holder for which it waits, if the caller listens.
-    pub(super) async fn lock_with(
-        &self,
-        spec: LockSpec,
-        waits: Option<&WaitsSender>,
-    ) -> Result<Grant> {
-        let deadline = spec.timeout.map(|timeout| self.clock().now() + timeout);
-        let snapshot = spec.snapshot_age.map(|age| self.clock().now() - age).or(self.began);
-        let context = CallContext { deadline, snapshot, waits };
-        // The future is rarely needed, and large.
-        if let Some(address) = self.cluster_session.owner_of(&spec.table) {
-            Box::pin(follow::go_to_last_owner(self, &spec, &address, deadline)).await;
-        }
-        match self.try_lock(&spec, context).await {
-            Err(e) if follow::helps(self, &e) => {
-                Box::pin(follow::lock(self, &spec, context, e)).await
-            }
-            outcome => outcome,
-        }
-    }
-
-    /// Locks where the transaction is.
-    pub(super) async fn try_lock(
-        &self,
-        spec: &LockSpec,
-        context: CallContext<'_>,
-    ) -> Result<Grant> {
-        let CallContext { deadline, snapshot, .. } = context;
-        let turn = Turn::begin(self);
-        let shared = &turn.handle.shared;
-        shared.check()?;
-        // An item takes three bytes at least: if even that is too much, encoding is useless.
-        if spec.items.len().saturating_mul(3) > shared.info.message_bytes_max {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "too many keys in one request: lock fewer at a time, or a range that covers them",
-            )
-            .with("keys", spec.items.len()));
-        }
-        let permit = permit(shared, spec.wait, deadline).await?;
-        // The wait for the permit may have taken long.
-        shared.check()?;
-        let (call, response) =
-            shared.outbox.lock(&turn.txn_number, lock_spec_to_proto(spec), context, permit)?;
-        let mut call = Call { shared, call: Some(call), response };
-        let result = tokio::select! {
-            biased;
-            response = &mut call.response => response.unwrap_or_else(|_| Err(shared.why_lost())),
-            // `call` is still armed: the request is cancelled, wherever it is.
-            () = shared.past(deadline.map(|deadline| deadline + RESPONSE_GRACE)) => {
-                return Err(timed_out("the server did not respond within the time-out of the lock: \
-                    try again, or allow more time"));
-            }
-        };
-        if result.is_ok() {
-            // P2: the clock decides at this moment, for the response may have lain here for long.
-            // On failure `call` is still armed, so that the grant is rolled back.
-            shared.check()?;
-        }
-        call.acknowledge();
-        let mut granted = result?;
-        turn.granted(granted.txn);
-        if let (Some(known), Some(snapshot)) = (granted.history_known, snapshot) {
-            // C5: the server does not know the travel time of the request.
-            granted.grant.history_unknown |=
-                shared.node.client.clock().now().since(snapshot) >= lo(known);
-        }
-        Ok(granted.grant)
-    }
-
-    /// Moves to the node of `handle`, unless something is held at the present node, or may be. True
-    /// if it is at the new node afterwards.
-    pub(super) fn move_to(&self, handle: &Arc<Handle>) -> bool {
-        let next = Placement {
-            handle: Arc::clone(handle),
-            txn_number: Arc::new(NumberedTxn::new(self.options.clone())),
-            id: None,
-            under_way: 0,
-            holds: false,
-            pin: None,
-        };
-        let left = {
-            let mut placement = self.placement.lock();
-            if Arc::ptr_eq(&placement.handle, handle) {
-                return true;
-            }
-            if placement.holds || placement.under_way > 0 {
-                return false;
-            }
-            std::mem::replace(&mut *placement, next)
-        };
-        // The response is not awaited: the transaction holds nothing.
-        drop(left.handle.shared.outbox.end(&left.txn_number, None));
-        true
-    }
-
-    fn place(&self) -> (Arc<Handle>, Arc<NumberedTxn>) {
-        let placement = self.placement.lock();
-        (Arc::clone(&placement.handle), Arc::clone(&placement.txn_number))
-    }
-
     pub(super) fn clock(&self) -> &Arc<dyn Clock> {
         self.cluster_session.home.shared.node.client.clock()
     }
@@ -257,12 +138,6 @@ impl ClientTxn {
     /// The node on which the transaction is.
     pub(super) fn handle(&self) -> Arc<Handle> {
         Arc::clone(&self.placement.lock().handle)
-    }
-
-    /// True if it may move.
-    pub(super) fn is_free(&self) -> bool {
-        let placement = self.placement.lock();
-        !placement.holds && placement.under_way == 0
     }
 
     /// Releases chosen items, exactly as they were locked; those not held are ignored. `commit` is
@@ -282,70 +157,6 @@ impl ClientTxn {
             commit_timestamp,
             definition_changed,
         }))
-    }
-
-    /// Makes chosen items weaker, exactly as they were locked: `mode` from then on. Those that are
-    /// not held, or that are held no more strongly, are ignored. Waiters that are compatible with
-    /// it go on.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if `mode` is exclusive: no mode is stronger.
-    ///
-    /// # Cancel safety
-    /// The request is sent when this is called; waiting for the response is optional.
-    pub fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> Ended {
-        let (rows, ranges) = items_to_proto(items);
-        self.send(Op::Downgrade(proto::DowngradeOp {
-            txn: None,
-            group: table.group.to_string(),
-            table: table.name.to_string(),
-            rows,
-            ranges,
-            mode: mode_to_proto(mode),
-        }))
-    }
-
-    /// Sets a savepoint, to which [`roll_back_to`](Self::roll_back_to) can go back. It costs the
-    /// server nothing, and needs no release.
-    ///
-    /// # Errors
-    /// `TxnNotFound` if the transaction has ended, `SessionLost` and `LeaseLost` if the session is
-    /// lost: the caller begins another one. `ResourceExhausted` if too many calls of the
-    /// transaction are under way: the caller waits for some of them.
-    ///
-    /// # Cancel safety
-    /// A savepoint that is not received is of no use, and does no harm.
-    pub async fn savepoint(&self) -> Result<TxnSavepoint> {
-        let (handle, txn_number) = self.place();
-        let number = if self.is_free() {
-            // Nothing was locked yet. The transaction may move until then, so no node is called.
-            Savepoint::FIRST
-        } else {
-            let response = handle.shared.outbox.savepoint(&txn_number)?;
-            response.await.unwrap_or_else(|_| Err(handle.shared.why_lost()))?
-        };
-        Ok(TxnSavepoint { of: Arc::clone(&self.identity), number })
-    }
-
-    /// Ends what was granted since a savepoint of this transaction: items that were locked since
-    /// are released, items that were upgraded since are held as at the savepoint. Items that were
-    /// released or made weaker since stay so. The savepoint can be used again.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if the savepoint is of another transaction. `SessionLost`, `LeaseLost` if
-    /// the session is lost: the locks may have gone to others.
-    ///
-    /// # Cancel safety
-    /// The request is sent when this is called; waiting for the response is optional.
-    pub fn roll_back_to(&self, savepoint: &TxnSavepoint) -> Ended {
-        if !Arc::ptr_eq(&self.identity, &savepoint.of) {
-            return Ended::ready(Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "the savepoint is of another transaction: use one of this transaction",
-            )));
-        }
-        let savepoint = savepoint.number.get();
-        self.send(Op::RollBackTo(proto::RollBackToOp { txn: None, savepoint }))
     }
 
     /// Sends an operation that ends locks, in full or in part.
@@ -430,8 +241,4 @@ impl Drop for ClientTxn {
             drop(handle.shared.outbox.end(&txn_number, None));
         }
     }
-}
-
-pub(super) fn timed_out(message: &str) -> Error {
-    Error::new(ErrorKind::Timeout, message)
 }

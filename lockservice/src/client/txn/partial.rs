@@ -1,0 +1,88 @@
+//! Savepoints and downgrades: a transaction gives up a part of its locks.
+
+use std::sync::Arc;
+
+use lockservice_core::table::Savepoint;
+use lockservice_core::{Error, ErrorKind, LockItem, LockMode, Result, TableRef};
+
+use super::{ClientTxn, Ended};
+use crate::convert::{items_to_proto, mode_to_proto};
+use crate::proto;
+use crate::proto::client_op::Op;
+
+/// The identity of a transaction, wherever it is: compared by address.
+#[derive(Debug)]
+pub(super) struct TxnIdentity;
+
+/// A savepoint of a [`ClientTxn`].
+#[derive(Clone, Debug)]
+pub struct TxnSavepoint {
+    of: Arc<TxnIdentity>,
+    number: Savepoint,
+}
+
+impl ClientTxn {
+    /// Makes chosen items weaker, exactly as they were locked: `mode` from then on. Those that are
+    /// not held, or that are held no more strongly, are ignored. Waiters that are compatible with
+    /// it go on.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if `mode` is exclusive: no mode is stronger.
+    ///
+    /// # Cancel safety
+    /// The request is sent when this is called; waiting for the response is optional.
+    pub fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> Ended {
+        let (rows, ranges) = items_to_proto(items);
+        self.send(Op::Downgrade(proto::DowngradeOp {
+            txn: None,
+            group: table.group.to_string(),
+            table: table.name.to_string(),
+            rows,
+            ranges,
+            mode: mode_to_proto(mode),
+        }))
+    }
+
+    /// Sets a savepoint, to which [`roll_back_to`](Self::roll_back_to) can go back. It costs the
+    /// server nothing, and needs no release.
+    ///
+    /// # Errors
+    /// `TxnNotFound` if the transaction has ended, `SessionLost` and `LeaseLost` if the session is
+    /// lost: the caller begins another one. `ResourceExhausted` if too many calls of the
+    /// transaction are under way: the caller waits for some of them.
+    ///
+    /// # Cancel safety
+    /// A savepoint that is not received is of no use, and does no harm.
+    pub async fn savepoint(&self) -> Result<TxnSavepoint> {
+        let (handle, txn_number) = self.place();
+        let number = if self.is_free() {
+            // Nothing was locked yet. The transaction may move until then, so no node is called.
+            Savepoint::FIRST
+        } else {
+            let response = handle.shared.outbox.savepoint(&txn_number)?;
+            response.await.unwrap_or_else(|_| Err(handle.shared.why_lost()))?
+        };
+        Ok(TxnSavepoint { of: Arc::clone(&self.identity), number })
+    }
+
+    /// Ends what was granted since a savepoint of this transaction: items that were locked since
+    /// are released, items that were upgraded since are held as at the savepoint. Items that were
+    /// released or made weaker since stay so. The savepoint can be used again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the savepoint is of another transaction. `SessionLost`, `LeaseLost` if
+    /// the session is lost: the locks may have gone to others.
+    ///
+    /// # Cancel safety
+    /// The request is sent when this is called; waiting for the response is optional.
+    pub fn roll_back_to(&self, savepoint: &TxnSavepoint) -> Ended {
+        if !Arc::ptr_eq(&self.identity, &savepoint.of) {
+            return Ended::ready(Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "the savepoint is of another transaction: use one of this transaction",
+            )));
+        }
+        let savepoint = savepoint.number.get();
+        self.send(Op::RollBackTo(proto::RollBackToOp { txn: None, savepoint }))
+    }
+}
