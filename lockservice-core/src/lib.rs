@@ -3,8 +3,8 @@
 //!
 //! Five nouns:
 //!
-//! - A [`LockItem`] is a row or a range of rows, locked [shared or exclusive](LockMode) in a lock
-//!   table ([`TableRef`]).
+//! - A [`LockItem`] is a row or a range of rows, locked in a [mode](LockMode), in a lock table
+//!   ([`TableRef`]).
 //! - A **bind** ([`Bind`]) says which incarnation of which node grants a table's locks,
 //!   and at which version.
 //! - A **transaction** ([`TxnId`]) holds locks; it belongs to a [`service::Session`] of a client,
