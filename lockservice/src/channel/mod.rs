@@ -4,6 +4,11 @@
 //! many streams a connection may have at once: one more waits without an error, and so does every
 //! call behind it. So streams are counted, and further channels carry those for which the first
 //! channel has no room.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `dial` | one attempt to connect to an address |
+//! | `race` | attempts one after the other, and a slow one beside the next |
 
 mod dial;
 mod race;
