@@ -148,14 +148,6 @@ impl PgConfig {
                 }
             }
         }
-        let unreadable = || {
-            invalid(
-                "the store's URL cannot be read: write \
-                 postgres://USER:PASSWORD@HOST:PORT/DATABASE, with several servers \
-                 HOST:PORT,HOST:PORT, \
-                 and special characters as %XX",
-            )
-        };
         let authority = &rest[..rest.len() - path.len()];
         let scheme = &place[..place.len() - rest.len()];
         let options = passed_on.join("&");
@@ -196,6 +188,13 @@ impl PgConfig {
 /// For a setting of the server, where 0 would mean "for ever".
 pub(crate) fn millis(time: Duration) -> i32 {
     i32::try_from(time.as_millis()).unwrap_or(i32::MAX).max(1)
+}
+
+fn unreadable() -> Error {
+    invalid(
+        "the store's URL cannot be read: write postgres://USER:PASSWORD@HOST:PORT/DATABASE, with \
+            several servers HOST:PORT,HOST:PORT, and special characters as %XX",
+    )
 }
 
 fn flag(name: &str, value: &str) -> Result<bool> {
