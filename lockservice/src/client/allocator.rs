@@ -19,7 +19,7 @@ const HOPS_MAX: usize = 3;
 /// still arrive: far longer than any call takes.
 const ON_ITS_WAY_MAX: Duration = Duration::from_secs(60);
 /// The pause before the same server is called again.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 
 /// Validates commits at the leader of the cluster's allocators. Any server names the address of the
 /// leader.
@@ -172,7 +172,7 @@ impl AllocatorClient {
             }
             if tried >= servers {
                 (hops, tried) = (0, 0);
-                tokio::time::sleep(ASK_AGAIN).await;
+                tokio::time::sleep(TRY_AGAIN).await;
             }
         }
     }

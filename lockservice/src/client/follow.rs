@@ -94,7 +94,7 @@ pub(super) async fn lock(
         }
         if hops > HOPS_MAX {
             hops = 0;
-            owner = ask_leader(txn, &spec.table, give_up.remaining(clock.now())).await;
+            owner = owner_by_leader(txn, &spec.table, give_up.remaining(clock.now())).await;
         }
         let reached = match &owner {
             Some((address, service)) => {
@@ -176,7 +176,7 @@ fn owner(error: &Error) -> Option<(String, Option<ServiceId>)> {
 }
 
 /// The owner of `table`, if the leader knows it and responds within `patience`.
-async fn ask_leader(
+async fn owner_by_leader(
     txn: &ClientTxn,
     table: &TableRef,
     patience: Duration,

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::allocator::cluster::watch::{LeadershipWatch, Namesake};
-use crate::allocator::cluster::{ASK_AGAIN, ElectedShared, Role};
+use crate::allocator::cluster::{ElectedShared, Role, TRY_AGAIN};
 use crate::allocator::leader::recover::acquire;
 use crate::allocator::leader::{Beginning, Elected, LocalAllocator};
 use crate::error::{Error, ErrorKind};
@@ -152,7 +152,7 @@ impl Campaign {
         let poll = left.clamp(Duration::from_millis(1), self.ttl / 8);
         if let Err(e) = shared.store.wait_for_change(poll).await {
             tracing::debug!(error = ?e, "cannot wait for a change of leadership; tries again soon");
-            shared.env.sleep(left.min(ASK_AGAIN)).await;
+            shared.env.sleep(left.min(TRY_AGAIN)).await;
         }
         self.pause = PAUSE_FIRST;
     }

@@ -51,7 +51,7 @@ use crate::store::{BindStore, Cluster, ClusterId, NodeAddress};
 use crate::sync::Mutex;
 
 /// The pause of a call before it looks for the leader again, where no event reports one.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// The interval at which a stop checks that the aborted campaign has ended, which takes moments.
 const CAMPAIGN_ENDS: Duration = Duration::from_millis(1);
 

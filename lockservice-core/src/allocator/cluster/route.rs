@@ -13,7 +13,7 @@
 //! 4. [`Route::again`] decides if the call is made once more: only after `NotLeader`, and only
 //!    before the deadline of step 6. The address in the refusal becomes the next hint, at most
 //!    [`HOPS_MAX`] times.
-//! 5. Without a hint, the next round waits for the campaign, at most for [`ASK_AGAIN`].
+//! 5. Without a hint, the next round waits for the campaign, at most for [`TRY_AGAIN`].
 //! 6. At the deadline, two times hi(leadership TTL) after the call began, the call fails with
 //!    `Unavailable`.
 //!
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::allocator::LockTableAllocator;
-use crate::allocator::cluster::{ASK_AGAIN, ElectedAllocator, ElectedShared, Role};
+use crate::allocator::cluster::{ElectedAllocator, ElectedShared, Role, TRY_AGAIN};
 use crate::allocator::leader::LocalAllocator;
 use crate::allocator::messages::{
     AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
@@ -105,7 +105,7 @@ impl<'a> Route<'a> {
         let mut role = self.shared.role.subscribe();
         if std::mem::take(&mut self.wrong_node) {
             // The timer only wakes: it looks again.
-            drop(self.shared.env.timeout(ASK_AGAIN, role.changed()).await);
+            drop(self.shared.env.timeout(TRY_AGAIN, role.changed()).await);
         }
         loop {
             let unavailable = match &*role.borrow_and_update() {

@@ -82,7 +82,7 @@ impl Tables {
 enum Attempt {
     Returned(Result<TableHandle>),
     /// A call came to a line that was deserted, or may have been.
-    AskAgain,
+    RequestAgain,
     LineEnded,
 }
 
@@ -112,7 +112,7 @@ impl ServiceInner {
     ///
     /// While the last owner may still be at work (B3), and while no allocator leads or its store
     /// does not respond, it waits until `deadline`. A call that may not wait fails with the reason.
-    /// It waits only for a response of the allocator, at most [`ASK_MAX`].
+    /// It waits only for a response of the allocator, at most [`REQUEST_MAX`].
     ///
     /// # Cancel safety
     /// A call that is dropped gives its position up, or rolls back what it was granted.
@@ -128,7 +128,7 @@ impl ServiceInner {
         let deadline = if requested.wait.is_patient() {
             deadline
         } else {
-            deadline.min(requested.since + ASK_MAX)
+            deadline.min(requested.since + REQUEST_MAX)
         };
         let (response, handed) = oneshot::channel();
         let joined = {
@@ -186,7 +186,7 @@ impl ServiceInner {
                 Attempt::Returned(Err(error)) => {
                     return self.tables.lines.lock().end(table, &error);
                 }
-                Attempt::AskAgain => continue,
+                Attempt::RequestAgain => continue,
                 Attempt::LineEnded => return,
             };
             if self.tables.lines.lock().end_if_deserted(table) {
@@ -225,7 +225,7 @@ impl ServiceInner {
                     let desertion = self.tables.lines.lock().desert(table);
                     match desertion {
                         Desertion::Deserted => {}
-                        Desertion::Occupied => return Attempt::AskAgain,
+                        Desertion::Occupied => return Attempt::RequestAgain,
                         Desertion::Ended => return Attempt::LineEnded,
                     }
                 }
@@ -360,7 +360,7 @@ pub(crate) const RETRY_MOST: std::time::Duration = std::time::Duration::from_sec
 
 /// The time for which a call that may not wait waits for the allocator's response about a table
 /// that is not bound.
-const ASK_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+const REQUEST_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// True for a failure of a bind that ends with a lease, with the election of a leader, or when the
 /// store responds again.
