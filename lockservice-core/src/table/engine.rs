@@ -59,6 +59,7 @@ use crate::sync::{Arc, Mutex, unlock_fair};
 ///     items: vec![LockItem::Row(key)],
 ///     mode: LockMode::Exclusive,
 ///     wait: WaitPolicy::Wait,
+///     escalate: false,
 /// };
 /// let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
 /// runtime.block_on(async {
