@@ -231,7 +231,7 @@ impl TxnFixture for LocalTxn {
         match response? {
             OpResponse::Locked(granted) => {
                 assert_eq!(*self.0.id.get_or_init(|| granted.txn), granted.txn);
-                Ok(granted.grant)
+                Ok(Arc::unwrap_or_clone(granted).grant)
             }
             other => panic!("a lock gets the response {other:?}"),
         }

@@ -67,7 +67,7 @@ async fn submit(session: &Session, op: TxnOp, operation: Operation) -> Result<Op
 
 fn locked(response: Result<OpResponse>) -> Granted {
     match response {
-        Ok(OpResponse::Locked(granted)) => granted,
+        Ok(OpResponse::Locked(granted)) => Arc::unwrap_or_clone(granted),
         other => panic!("expected a grant, got {other:?}"),
     }
 }

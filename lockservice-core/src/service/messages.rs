@@ -193,12 +193,10 @@ pub enum Operation {
 }
 
 /// The response to an [`Operation`].
-// Not boxed: a grant is the usual response, and must not cost an allocation.
-#[allow(clippy::large_enum_variant)]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum OpResponse {
-    /// To [`Operation::Lock`].
-    Locked(Granted),
+    /// To [`Operation::Lock`]. Shared with the session, which keeps it for a replay.
+    Locked(Arc<Granted>),
     /// To [`Operation::Savepoint`].
     Savepoint(Savepoint),
     /// To all others.

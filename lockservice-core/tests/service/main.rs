@@ -101,7 +101,7 @@ fn validating(number: u64, sequence: u64) -> TxnOp {
 
 fn locked(response: Result<OpResponse>) -> Granted {
     match response {
-        Ok(OpResponse::Locked(granted)) => granted,
+        Ok(OpResponse::Locked(granted)) => Arc::unwrap_or_clone(granted),
         other => panic!("expected a grant, got {other:?}"),
     }
 }

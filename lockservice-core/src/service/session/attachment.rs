@@ -24,13 +24,18 @@ impl Drop for HeldFrame<'_> {
 pub(super) struct AttachmentNumber(u64);
 
 /// Says when another connection has taken the session over.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Attachment {
     number: AttachmentNumber,
     attached: watch::Receiver<AttachmentNumber>,
 }
 
 impl Attachment {
+    /// False once a later attachment has replaced this one.
+    pub fn is_current(&self) -> bool {
+        *self.attached.borrow() <= self.number
+    }
+
     /// Resolves when a later attachment has replaced this one: its frames are to be dropped (T3).
     ///
     /// # Cancel safety

@@ -44,7 +44,7 @@ impl Session {
         let renewals = &self.record.renewals;
         if renewals.still_running.set(still_running.to_owned()).is_ok() {
             tracing::warn!(
-                client = %self.record.client,
+                client = %renewals.client,
                 ttl = ?renewals.ttl,
                 still_running,
                 "a client went without having stopped its work: its locks stay until its session \
@@ -90,12 +90,15 @@ impl Session {
             self.record.renewals.end();
             (state.kept_bytes, state.ops) = (0, 0);
             state.charge = Charge::default();
-            std::mem::take(&mut state.txns)
+            let mut queues: Vec<_> = std::mem::take(&mut state.txns).into_iter().collect();
+            // In an order that does not depend on hashes.
+            queues.sort_unstable_by_key(|(number, _)| *number);
+            queues
         };
         self.record.lost.send_replace(Some(why.clone()));
         // Cancels running calls (their cancellers are dropped) and fails queued ones.
         let mut txns = Vec::new();
-        for queue in queues.into_values() {
+        for (_, queue) in queues {
             txns.push(Arc::clone(&queue.txn));
             for sender in queue.into_waiting() {
                 let _ = sender.send(Err(why.clone()));
@@ -120,7 +123,7 @@ impl Session {
                 );
                 if self.finish(why) {
                     tracing::info!(
-                        client = %self.record.client,
+                        client = %self.record.renewals.client,
                         ttl = ?self.record.renewals.ttl,
                         "session lapsed: its client was silent"
                     );

@@ -86,7 +86,6 @@ pub struct Session {
 #[derive(Debug)]
 pub(crate) struct SessionRecord {
     id: SessionId,
-    client: String,
     renewals: Arc<Renewals>,
     state: Mutex<SessionState>,
     /// The reason why the session is lost, once it is.
@@ -188,10 +187,9 @@ impl Session {
             self.inner.parts.env.now(),
             options,
             Some(Arc::clone(&self.record.renewals)),
-            &self.record.client,
         )?;
         let id = txn.id;
-        state.txns.insert(number, TxnQueue::new(txn));
+        state.txns.insert(number, Box::new(TxnQueue::new(txn)));
         Ok(id)
     }
 }

@@ -1,9 +1,9 @@
 //! The begin of a session, and the look-up of a known one.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
@@ -65,11 +65,10 @@ impl LockService {
         let id = SessionId::new(inner.parts.env.random_id());
         let record = Arc::new(SessionRecord {
             id,
-            client: client.to_owned(),
-            renewals: Arc::new(Renewals::new(ttl, inner.parts.env.now())),
+            renewals: Arc::new(Renewals::new(ttl, client, inner.parts.env.now())),
             state: Mutex::new(SessionState {
                 open: true,
-                txns: BTreeMap::new(),
+                txns: HashMap::default(),
                 highest: TxnNumber::default(),
                 numbered_by: None,
                 kept_bytes: 0,

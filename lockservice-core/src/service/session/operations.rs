@@ -1,11 +1,13 @@
 //! The way of an operation of a session: taken in, run in its turn, its result filed.
 //!
-//! 1. [`Session::submit`] puts it into the queue of its transaction (`enqueue`). If no other call
-//!    runs that queue, it runs it.
-//! 2. `decide_due` takes the next operation that is due, decides it without a mutex, and files the
-//!    result (`file`), until none is due, or one cannot be decided at once.
-//! 3. For that one a task is made (`run`). It waits, and then goes on as step 2.
-//! 4. `file` sends the result to all callers that wait for it.
+//! 1. [`Session::submit`] takes it in (`take_in`). If its turn has come, and no other call runs the
+//!    queue of its transaction, this call decides it at once, without a mutex, files the result
+//!    (`file`), and returns it: it passes no queue and no channel.
+//! 2. If it cannot be decided at once, it waits (`begin_wait`), and a task is made for it (`run`).
+//! 3. If its turn has not come it is queued. The call that runs the queue takes the next operation
+//!    that is due, decides it, and files the result, until none is due (`decide_due`), or one has
+//!    to wait: then as step 2.
+//! 4. `file` sends the result to all callers that repeated the operation meanwhile.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -21,12 +23,34 @@ use crate::key::LockItem;
 use crate::service::session::Session;
 use crate::service::session::pending::Pending;
 use crate::service::session::queue::{
-    Filed, NumberedBy, RELIED_PAIRS_MAX, Relied, Room, Step, Taken, Timer, TxnQueue,
-    keep_relied_on, rolled_back,
+    Filed, NumberedBy, RELIED_PAIRS_MAX, Relied, Room, Step, Taken, Timer, keep_relied_on,
+    rolled_back,
 };
 use crate::service::session::state::SessionState;
+use crate::service::session::weight;
 use crate::service::txn::TxnRecord;
 use crate::service::{Granted, LockSpec, OpResponse, Operation, TxnOp};
+
+/// The fate of an operation that was taken in.
+#[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
+enum TakenIn {
+    /// This is its response.
+    Known(Result<OpResponse>),
+    /// It is to be decided by this call.
+    Due(Due),
+    /// It is queued, or joined the first of its sequence. If `run`, no call runs the queue, and it
+    /// is to be run.
+    Queued { pending: Pending, run: bool },
+}
+
+/// The outcome of an attempt to decide an operation without waiting.
+#[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
+enum Outcome {
+    /// It is decided. If `more`, the turn of another one has come, and this call runs the queue.
+    Decided { response: Result<OpResponse>, more: bool },
+    /// A lock that is not free at once.
+    MustWait(Due),
+}
 
 /// An operation whose turn it is.
 struct Due {
@@ -51,23 +75,20 @@ impl Session {
     /// back.
     pub fn submit(&self, op: TxnOp, operation: Operation) -> Pending {
         let number = op.number;
-        let (pending, run) = match self.enqueue(op, operation) {
-            Ok(taken) => taken,
-            Err(e) => return Pending::ready(Err(e)),
-        };
-        // Most operations are decided without waiting: no task is made for them.
-        if run && let Some(due) = self.record.span.in_scope(|| self.decide_due(number)) {
-            let run = self.clone().run(number, due).instrument(self.record.span.clone());
-            let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(run);
-            // The call is registered with the object of its wait before this returns.
-            if runner.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-                self.inner.spawn(runner);
+        match self.take_in(op, operation) {
+            Ok(TakenIn::Known(response)) => Pending::ready(response),
+            Ok(TakenIn::Due(due)) => self.record.span.in_scope(|| self.decide_now(number, due)),
+            Ok(TakenIn::Queued { pending, run }) => {
+                if run {
+                    self.record.span.in_scope(|| self.decide_due(number));
+                }
+                pending
             }
+            Err(e) => Pending::ready(Err(e)),
         }
-        pending
     }
 
-    fn enqueue(&self, op: TxnOp, operation: Operation) -> Result<(Pending, bool)> {
+    fn take_in(&self, op: TxnOp, operation: Operation) -> Result<TakenIn> {
         let ended_is_fine =
             !matches!(operation, Operation::Lock(_) | Operation::Savepoint | Operation::Refuse(_));
         // Before anything is waited for: from here its time-out counts, and now its snapshot is as
@@ -81,11 +102,11 @@ impl Session {
             return Err(Error::new(ErrorKind::InvalidArgument, "transactions are numbered from 1"));
         }
         if op.number > state.highest && !self.begin_with(&mut state, &op, &operation)? {
-            return Ok((Pending::ready(Ok(OpResponse::DONE)), false));
+            return Ok(TakenIn::Known(Ok(OpResponse::DONE)));
         }
         let settings = &self.inner.parts.settings;
         let exhausted = state.charge.check_room().err();
-        let taken: Option<Result<(Taken, Sequence)>> =
+        let taken: Option<Result<(Taken, Sequence, Arc<TxnRecord>)>> =
             state.with_queue(op.number, |queue, others| {
                 queue.acknowledge(op.acked);
                 let room = Room {
@@ -95,25 +116,27 @@ impl Session {
                     exhausted,
                 };
                 let sequence = queue.number(op.sequence)?;
-                Ok((queue.take_in(sequence, operation, now, room)?, sequence))
+                let taken = queue.take_in(sequence, operation, now, room)?;
+                Ok((taken, sequence, Arc::clone(&queue.txn)))
             });
         match taken {
             // T3: below the floor and not there: it has ended, and nothing may bring it back.
-            None if ended_is_fine => Ok((Pending::ready(Ok(OpResponse::DONE)), false)),
+            None if ended_is_fine => Ok(TakenIn::Known(Ok(OpResponse::DONE))),
             None => Err(Error::new(
                 ErrorKind::TxnNotFound,
                 "the transaction has ended: start a new one",
             )
             .with("number", op.number)),
             Some(taken) => Ok(match taken? {
-                (Taken::Decided(response), _) => (Pending::ready(self.again(response)), false),
-                (Taken::Queued { response, run, behind }, sequence) => {
+                (Taken::Decided(response), ..) => TakenIn::Known(self.again(response)),
+                (Taken::Due(step), sequence, txn) => TakenIn::Due(Due { txn, sequence, step }),
+                (Taken::Queued { response, run, behind }, sequence, _) => {
                     if behind {
                         state.with_queue(op.number, |queue, _| {
                             queue.time(sequence, |spec| self.timer(op.number, sequence, spec, now));
                         });
                     }
-                    (Pending::waiting(response, sequence), run)
+                    TakenIn::Queued { pending: Pending::waiting(response, sequence), run }
                 }
             }),
         }
@@ -169,42 +192,78 @@ impl Session {
         match response? {
             OpResponse::Locked(granted) => {
                 let promise = self.inner.promise(Some(&self.record.renewals))?;
-                Ok(OpResponse::Locked(Granted { promise, ..granted }))
+                let granted = Granted { promise, ..Arc::unwrap_or_clone(granted) };
+                Ok(OpResponse::Locked(Arc::new(granted)))
             }
             done => Ok(done),
         }
     }
 
-    /// Decides the operations of one transaction that are due, in order. Returns the first one that
-    /// cannot be decided at once.
-    fn decide_due(&self, number: TxnNumber) -> Option<Due> {
-        while let Some(due) = self.take_next(number) {
-            if let Step::Lock { spec, arrived, .. } = &due.step {
-                let granted = self.inner.lock_at_once(&due.txn, spec, *arrived);
-                let Some(granted) = granted else { return Some(due) };
-                let Due { txn, sequence, step } = due;
-                let Step::Lock { items, .. } = step else { return None };
-                if !self.file_lock(&txn, (number, sequence), granted, items) {
-                    return None;
+    /// Decides an operation that runs since it arrived, and then what is due after it.
+    fn decide_now(&self, number: TxnNumber, due: Due) -> Pending {
+        match self.decide(number, due) {
+            Outcome::Decided { response, more } => {
+                if more {
+                    self.decide_due(number);
                 }
-            } else if !self.decide(number, due) {
-                return None;
+                Pending::ready(response)
+            }
+            Outcome::MustWait(due) => self.begin_wait(number, due),
+        }
+    }
+
+    /// Decides the operations of one transaction that are due, in order, until one must wait.
+    fn decide_due(&self, number: TxnNumber) {
+        while let Some(due) = self.take_next(number) {
+            match self.decide(number, due) {
+                Outcome::Decided { more: true, .. } => {}
+                Outcome::Decided { more: false, .. } => return,
+                Outcome::MustWait(due) => return self.spawn(number, due),
             }
         }
-        None
+    }
+
+    /// Has an operation wait that runs since it arrived.
+    fn begin_wait(&self, number: TxnNumber, due: Due) -> Pending {
+        let sequence = due.sequence;
+        let Step::Lock { spec, arrived, .. } = &due.step else {
+            // Cannot be: nothing else waits.
+            return Pending::ready(Err(rolled_back()));
+        };
+        let (arrived, bytes) = (*arrived, weight::of_lock(spec));
+        let response = self
+            .record
+            .state
+            .lock()
+            .with_queue(number, |queue, _| queue.begin_wait(arrived, bytes));
+        let Some(response) = response else { return Pending::ready(Err(self.why_lost())) };
+        self.spawn(number, due);
+        Pending::waiting(response, sequence)
+    }
+
+    /// Makes a task for an operation that must wait. The call is registered with the object of its
+    /// wait before this returns.
+    fn spawn(&self, number: TxnNumber, due: Due) {
+        let run = self.clone().run(number, due).instrument(self.record.span.clone());
+        let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(run);
+        if runner.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.inner.spawn(runner);
+        }
     }
 
     /// Decides the operations of one transaction, in order, until none is due: first `due`.
     async fn run(self, number: TxnNumber, due: Due) {
         let mut first = Some(due);
         while let Some(due) = first.take().or_else(|| self.take_next(number)) {
-            let Due { txn, sequence, step: Step::Lock { spec, arrived, items, cancelled } } = due
-            else {
-                if self.decide(number, due) {
-                    continue;
+            let Due { txn, sequence, step: Step::Lock { spec, arrived, items } } = due else {
+                match self.decide(number, due) {
+                    Outcome::Decided { more: true, .. } => continue,
+                    _ => return,
                 }
-                return;
             };
+            let canceller =
+                self.record.state.lock().with_queue(number, |queue, _| queue.canceller());
+            let Some(cancelled) = canceller else { return };
             let table = spec.table.clone();
             let lock = self.inner.lock(&txn, spec, arrived);
             let lock = self.noting_a_wait((number, sequence), txn.id, table, lock);
@@ -215,36 +274,29 @@ impl Session {
                 // made.
                 _ = cancelled => Err(rolled_back()),
             };
-            if !self.file_lock(&txn, (number, sequence), result, items) {
+            let filed = self.file_lock(&txn, (number, sequence), result, items);
+            if !matches!(filed, Outcome::Decided { more: true, .. }) {
                 return;
             }
         }
     }
 
-    /// Files the result of a lock.
-    fn file_lock(
-        &self,
-        txn: &TxnRecord,
-        op: (TxnNumber, Sequence),
-        result: Result<Granted>,
-        items: Option<Arc<[LockItem]>>,
-    ) -> bool {
-        let mut relied = None;
-        if let (Ok(granted), Some(items)) = (&result, items) {
-            relied = Relied::of(granted, &items);
-        }
-        self.file(txn, op, result.map(OpResponse::Locked), relied, false)
-    }
-
-    /// Decides an operation that never waits, and files the result. False if the transaction is
-    /// over.
-    fn decide(&self, number: TxnNumber, due: Due) -> bool {
+    /// Decides an operation without waiting, and files the result.
+    fn decide(&self, number: TxnNumber, due: Due) -> Outcome {
         let Due { txn, sequence, step } = due;
         let ends = matches!(step, Step::End(_));
         let result = match step {
             Step::Refuse(e) => Err(e),
-            // A lock is decided by its callers.
-            Step::Lock { .. } | Step::Done => Ok(OpResponse::DONE),
+            Step::Lock { spec, arrived, items } => {
+                return match self.inner.lock_at_once(&txn, &spec, arrived) {
+                    Some(granted) => self.file_lock(&txn, (number, sequence), granted, items),
+                    None => {
+                        let step = Step::Lock { spec, arrived, items };
+                        Outcome::MustWait(Due { txn, sequence, step })
+                    }
+                };
+            }
+            Step::Done => Ok(OpResponse::DONE),
             Step::Unlock(table, items, commit) => {
                 Ok(OpResponse::Done { released: self.inner.unlock(&txn, &table, &items, commit) })
             }
@@ -269,6 +321,22 @@ impl Session {
             Step::End(commit) => Ok(OpResponse::Done { released: self.inner.end(&txn, commit) }),
         };
         self.file(&txn, (number, sequence), result, None, ends)
+    }
+
+    /// Files the result of a lock.
+    fn file_lock(
+        &self,
+        txn: &TxnRecord,
+        op: (TxnNumber, Sequence),
+        result: Result<Granted>,
+        items: Option<Arc<[LockItem]>>,
+    ) -> Outcome {
+        let mut relied = None;
+        if let (Ok(granted), Some(items)) = (&result, items) {
+            relied = Relied::of(granted, &items);
+        }
+        let result = result.map(|granted| OpResponse::Locked(Arc::new(granted)));
+        self.file(txn, op, result, relied, false)
     }
 
     /// Runs a lock call, and notes that it waits if it is not decided at once.
@@ -296,7 +364,7 @@ impl Session {
         step.flatten()
     }
 
-    /// Files a response. False if the transaction is over.
+    /// Files a result, and sends it to the callers that wait for it.
     fn file(
         &self,
         txn: &TxnRecord,
@@ -304,10 +372,13 @@ impl Session {
         result: Result<OpResponse>,
         relied: Option<Relied>,
         ends: bool,
-    ) -> bool {
+    ) -> Outcome {
         let mut state = self.record.state.lock();
         let filed = state.with_queue(number, |queue, _| queue.file(sequence, result, relied));
-        let Some(Filed { result, waiting, rolled_back_grant }) = filed else { return false };
+        let Some(Filed { result, waiting, rolled_back_grant, more }) = filed else {
+            drop(state);
+            return Outcome::Decided { response: Err(self.why_lost()), more: false };
+        };
         // The floor decides replays of an ended transaction.
         let over = if ends { state.remove_queue(number) } else { None };
         drop(state);
@@ -318,12 +389,12 @@ impl Session {
             // A connection that is gone will ask again.
             let _ = sender.send(result.clone());
         }
-        for sender in over.into_iter().flat_map(TxnQueue::into_waiting) {
+        for sender in over.into_iter().flat_map(|queue| queue.into_waiting()) {
             let _ = sender.send(Err(Error::new(
                 ErrorKind::TxnNotFound,
                 "the transaction has ended: start a new one",
             )));
         }
-        !ends
+        Outcome::Decided { response: result, more: more && !ends }
     }
 }

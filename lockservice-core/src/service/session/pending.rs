@@ -16,9 +16,6 @@ use crate::service::OpResponse;
 #[must_use = "futures do nothing unless polled"]
 pub struct Pending(PendingState);
 
-// Not boxed: an operation that was decided at once is the usual case, and must not cost an
-// allocation.
-#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum PendingState {
     Ready(Option<Result<OpResponse>>),

@@ -1,4 +1,4 @@
-//! [`Renewals`]: what a session promises, and until when (P1).
+//! [`Renewals`]: what a session promises, to whom, and until when (P1).
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -15,6 +15,8 @@ use crate::sync::Mutex;
 #[derive(Debug)]
 pub(crate) struct Renewals {
     pub(crate) ttl: Duration,
+    /// The name of the client, for operators.
+    pub(crate) client: Box<str>,
     kept: Mutex<Kept>,
     /// The processes that its client left running when it went.
     pub(super) still_running: OnceLock<String>,
@@ -28,9 +30,10 @@ struct Kept {
 }
 
 impl Renewals {
-    pub(super) fn new(ttl: Duration, now: Time) -> Self {
+    pub(super) fn new(ttl: Duration, client: &str, now: Time) -> Self {
         Self {
             ttl,
+            client: client.into(),
             kept: Mutex::new(Kept { renewed: now, over: false }),
             still_running: OnceLock::new(),
         }

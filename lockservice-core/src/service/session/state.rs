@@ -1,6 +1,6 @@
 //! [`SessionState`]: the queues of a session's transactions, and what they weigh together.
 
-use std::collections::BTreeMap;
+use hashbrown::HashMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnNumber;
@@ -10,7 +10,7 @@ use crate::service::session::quota::Charge;
 #[derive(Debug)]
 pub(super) struct SessionState {
     pub(super) open: bool,
-    pub(super) txns: BTreeMap<TxnNumber, TxnQueue>,
+    pub(super) txns: HashMap<TxnNumber, Box<TxnQueue>, foldhash::fast::RandomState>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has
     /// ended (T3).
     pub(super) highest: TxnNumber,
@@ -18,7 +18,7 @@ pub(super) struct SessionState {
     pub(super) numbered_by: Option<NumberedBy>,
     /// About how much memory is in use for what `txns` keep.
     pub(super) kept_bytes: usize,
-    /// The number of operations of `txns` that are queued or being decided.
+    /// The number of operations of `txns` that are queued or wait.
     pub(super) ops: usize,
     pub(super) charge: Charge,
 }
@@ -41,7 +41,7 @@ impl SessionState {
         Some(response)
     }
 
-    pub(super) fn remove_queue(&mut self, number: TxnNumber) -> Option<TxnQueue> {
+    pub(super) fn remove_queue(&mut self, number: TxnNumber) -> Option<Box<TxnQueue>> {
         let queue = self.txns.remove(&number)?;
         self.kept_bytes -= queue.kept_bytes();
         self.ops -= queue.ops_under_way();

@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use crate::error::Error;
 use crate::key::{Key, LockItem};
-use crate::service::{OpResponse, Operation};
+use crate::service::{LockSpec, OpResponse, Operation};
 use crate::table::{Grant, ItemGrant};
 
 /// The memory of every operation of any kind: its places in the queue's maps, its waiting callers,
@@ -18,7 +18,7 @@ const KEY_INLINE_MAX: usize = 22;
 /// The most memory that `operation`, and later its response, will take.
 pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
     let items: &[LockItem] = match operation {
-        Operation::Lock(spec) => &spec.items,
+        Operation::Lock(spec) => return of_lock(spec),
         Operation::Unlock { items, .. } | Operation::Downgrade { items, .. } => items,
         Operation::End { .. }
         | Operation::Cancel { .. }
@@ -26,13 +26,18 @@ pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
         | Operation::RollBackTo(_) => &[],
         Operation::Refuse(why) => return OPERATION + of_error(why),
     };
-    // The items as they were requested, and as they were granted.
-    let each = |item: &LockItem| size_of::<LockItem>() + size_of::<ItemGrant>() + 2 * keys(item);
-    let ancestors = match operation {
-        Operation::Lock(spec) => size_of_val(&*spec.ancestors),
-        _ => 0,
-    };
-    OPERATION + ancestors + items.iter().map(each).sum::<usize>()
+    OPERATION + items.iter().map(of_requested).sum::<usize>()
+}
+
+/// The most memory that a lock request, and later its grant, will take.
+pub(in crate::service) fn of_lock(spec: &LockSpec) -> usize {
+    let items = spec.items.iter().map(of_requested).sum::<usize>();
+    OPERATION + size_of_val(&*spec.ancestors) + items
+}
+
+/// The memory of an item as it was requested, and as it was granted.
+fn of_requested(item: &LockItem) -> usize {
+    size_of::<LockItem>() + size_of::<ItemGrant>() + 2 * keys(item)
 }
 
 /// The memory of the response.

@@ -9,7 +9,7 @@
 pub(in crate::service) mod forget;
 pub(in crate::service) mod line;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
@@ -30,12 +30,15 @@ use crate::table::{LockRequest, TableHandle};
 /// A refill is requested when this few tokens are left: half a block.
 const TOKENS_LOW: u64 = 1 << 19;
 
+/// Its hashes are seeded, for clients choose the names.
+type OwnedTables = hashbrown::HashMap<TableRef, TableHandle, foldhash::quality::RandomState>;
+
 /// The binds that this service owns.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     /// Installed in the engine, and current as long as this incarnation lives: a bind leaves a live
     /// incarnation only by its acknowledged release (B5).
-    pub(in crate::service) owned: RwLock<HashMap<TableRef, TableHandle>>,
+    pub(in crate::service) owned: RwLock<OwnedTables>,
     /// The calls that wait for a table to be bound here. `owned` is locked inside.
     pub(in crate::service) lines: Mutex<Lines>,
     /// Tables whose next block of tokens is on its way.
@@ -46,6 +49,16 @@ impl Tables {
     /// The bind of `table`, if this service owns it.
     pub(crate) fn owned(&self, table: &TableRef) -> Option<TableHandle> {
         self.owned.read().get(table).cloned()
+    }
+
+    /// Calls `with` with the bind of `table`, if this service owns it. It may lock only those
+    /// mutexes that are numbered from 7 on in the order of locks.
+    pub(in crate::service) fn with_owned<T>(
+        &self,
+        table: &TableRef,
+        with: impl FnOnce(&TableHandle) -> Option<T>,
+    ) -> Option<T> {
+        self.owned.read().get(table).and_then(with)
     }
 
     /// The bind under which something in a table may be locked: even while the calls of its line

@@ -56,7 +56,7 @@ impl ServiceInner {
         for txn in txns {
             let was = txn.leave_active(TxnPhase::Closing);
             match was {
-                TxnPhase::Ended => *txn.state.lock() = TxnPhase::Ended,
+                TxnPhase::Ended => drop(txn.set_phase(TxnPhase::Ended)),
                 TxnPhase::Closing => {}
                 // Sealed, this incarnation grants nothing more, and the allocator fences all its
                 // transactions at once (C4).

@@ -56,7 +56,7 @@ impl LockService {
     /// transactions is reached; end some first.
     pub fn begin(&self, options: TxnOptions) -> Result<Txn> {
         let began = self.inner.parts.env.now();
-        let record = self.inner.begin(began, &options, None, "")?;
+        let record = self.inner.begin(began, &options, None)?;
         Ok(Txn {
             inner: Arc::clone(&self.inner),
             record,

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::service::session::Renewals;
 use crate::service::{ServiceInner, TxnOptions};
-use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::table::TxnHandle;
 
 /// Longest label.
@@ -17,17 +17,19 @@ const LABEL_BYTES_MAX: usize = 255;
 #[derive(Debug)]
 pub(crate) struct TxnRecord {
     pub(crate) id: TxnId,
-    pub(crate) label: String,
-    /// The client of its session; empty for an embedder.
-    pub(crate) client: String,
+    pub(crate) label: Box<str>,
     /// The promise of its session; `None` for an embedder's, which lives as long as the process.
     pub(crate) session: Option<Arc<Renewals>>,
-    pub(super) state: Mutex<TxnPhase>,
+    /// A [`TxnPhase`]. ORDERING: `AcqRel` and `Acquire`, partners of each other: the end of a
+    /// transaction sets it before it releases, and a lock call reads it after the grant. A grant
+    /// that the release did not find was made after it, so that its call sees the end.
+    phase: AtomicU8,
     /// Its holds.
     at_engine: TxnHandle,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum TxnPhase {
     Active,
     /// Nothing more is granted, but what it holds stays until it surely cannot commit.
@@ -35,15 +37,29 @@ pub(super) enum TxnPhase {
     Ended,
 }
 
+impl TxnPhase {
+    fn of(number: u8) -> Self {
+        match number {
+            0 => Self::Active,
+            1 => Self::Closing,
+            _ => Self::Ended,
+        }
+    }
+}
+
 impl TxnRecord {
     pub(in crate::service) fn new(
         id: TxnId,
-        label: String,
-        client: String,
+        label: Box<str>,
         session: Option<Arc<Renewals>>,
     ) -> Self {
-        let (state, at_engine) = (Mutex::new(TxnPhase::Active), TxnHandle::new(id));
-        Self { id, label, client, session, state, at_engine }
+        let (phase, at_engine) = (AtomicU8::new(TxnPhase::Active as u8), TxnHandle::new(id));
+        Self { id, label, session, phase, at_engine }
+    }
+
+    /// The client of its session; empty for an embedder.
+    pub(crate) fn client(&self) -> &str {
+        self.session.as_ref().map_or("", |session| &session.client)
     }
 
     /// The transaction at the engine.
@@ -53,13 +69,18 @@ impl TxnRecord {
 
     /// Begins its end: nothing more is granted to it. Returns the phase before.
     pub(super) fn leave_active(&self, phase: TxnPhase) -> TxnPhase {
-        let before = std::mem::replace(&mut *self.state.lock(), phase);
+        let before = self.set_phase(phase);
         self.at_engine.close();
         before
     }
 
+    /// Returns the phase before.
+    pub(super) fn set_phase(&self, phase: TxnPhase) -> TxnPhase {
+        TxnPhase::of(self.phase.swap(phase as u8, Ordering::AcqRel))
+    }
+
     pub(super) fn check_active(&self) -> Result<()> {
-        match *self.state.lock() {
+        match TxnPhase::of(self.phase.load(Ordering::Acquire)) {
             TxnPhase::Active => Ok(()),
             TxnPhase::Closing | TxnPhase::Ended => Err(Error::new(
                 ErrorKind::TxnNotFound,
@@ -77,7 +98,6 @@ impl ServiceInner {
         now: Time,
         options: &TxnOptions,
         session: Option<Arc<Renewals>>,
-        client: &str,
     ) -> Result<Arc<TxnRecord>> {
         self.check_serving_at(now)?;
         if options.label.len() > LABEL_BYTES_MAX {
@@ -89,8 +109,8 @@ impl ServiceInner {
             .with("limit", LABEL_BYTES_MAX));
         }
         let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
-        let (label, client) = (options.label.clone(), client.to_owned());
-        let record = Arc::new(TxnRecord::new(id, label, client, session));
+        let label = options.label.as_str().into();
+        let record = Arc::new(TxnRecord::new(id, label, session));
         self.txns.insert(id, Arc::clone(&record)).inspect_err(|_| self.live.end(id))?;
         Ok(record)
     }
@@ -99,7 +119,7 @@ impl ServiceInner {
     pub(crate) fn names(&self, txn: TxnId) -> (String, String) {
         self.txns
             .get(&txn)
-            .map(|record| (record.label.clone(), record.client.clone()))
+            .map(|record| (String::from(&*record.label), record.client().to_owned()))
             .unwrap_or_default()
     }
 

@@ -148,10 +148,12 @@ impl ServiceInner {
         if !spec.ancestors.is_empty() {
             return None;
         }
-        let bound = self.tables.owned(&spec.table)?;
-        let row = self.engine.lock_row(txn.at_engine(), &bound, key, spec.mode)?;
-        row.tokens_left.into_iter().for_each(|left| self.tokens_left(bound.bind(), left));
-        let mut grant = row.to_grant(&bound, key);
+        let (row, mut grant, drew) = self.tables.with_owned(&spec.table, |bound| {
+            let row = self.engine.lock_row(txn.at_engine(), bound, key, spec.mode)?;
+            let drew = row.tokens_left.map(|left| (Arc::clone(bound.bind()), left));
+            Some((row, row.to_grant(bound, key), drew))
+        })?;
+        drew.into_iter().for_each(|(bind, left)| self.tokens_left(&bind, left));
         grant.history_unknown = is_history_unknown(row.history_since, snapshot(spec, began));
         Some(self.still_good(txn, grant, began))
     }

@@ -7,7 +7,7 @@ use tokio::task::AbortHandle;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Sequence;
-use crate::service::session::queue::{Room, TxnQueue, Waiting};
+use crate::service::session::queue::{Room, Step, TxnQueue, Waiting};
 use crate::service::session::weight;
 use crate::service::{LockSpec, OpResponse, Operation};
 
@@ -20,6 +20,9 @@ const JOINED_MAX: usize = 16;
 pub(in crate::service) enum Taken {
     /// It was decided before, with this response.
     Decided(Result<OpResponse>),
+    /// It is running: its turn has come, and the caller is to decide it. One that cannot be decided
+    /// at once is to [wait](TxnQueue::begin_wait).
+    Due(Step),
     /// Its response will come here. If `run`, no task runs the queue, and the caller has to. If
     /// `behind`, it is new and its turn comes later: a lock is to be [timed](TxnQueue::time).
     Queued { response: oneshot::Receiver<Result<OpResponse>>, run: bool, behind: bool },
@@ -36,6 +39,21 @@ pub(super) struct Queued {
     pub(super) timer: Option<Timer>,
     /// That has happened, with this response.
     pub(super) expired: Option<Error>,
+}
+
+impl Queued {
+    /// An operation that runs: another task has what it asks for.
+    fn running(arrived: Time) -> Self {
+        let (operation, waiting, bytes, timer, expired) = Default::default();
+        Self { operation, arrived, waiting, bytes, timer, expired }
+    }
+
+    /// One more caller waits for the response.
+    fn join(&mut self) -> oneshot::Receiver<Result<OpResponse>> {
+        let (sender, response) = oneshot::channel();
+        self.waiting.push(sender);
+        response
+    }
 }
 
 /// A task that ends with what it was made for.
@@ -60,8 +78,10 @@ impl TxnQueue {
         if sequence < self.next {
             return self.decided_before(sequence).map(Taken::Decided);
         }
-        let (sender, response) = oneshot::channel();
-        if let Some(queued) = self.queue.get_mut(&sequence) {
+        if self.is_running(sequence) && !self.queue.contains(sequence) {
+            self.queue.insert(sequence, Queued::running(now));
+        }
+        if let Some(queued) = self.queue.get_mut(sequence) {
             if let Some(error) = &queued.expired {
                 return Ok(Taken::Decided(Err(error.clone())));
             }
@@ -74,8 +94,7 @@ impl TxnQueue {
                     "this operation is requested too many times at once: wait for its response",
                 ));
             }
-            queued.waiting.push(sender);
-            return Ok(Taken::Queued { response, run: false, behind: false });
+            return Ok(Taken::Queued { response: queued.join(), run: false, behind: false });
         }
         let operation = self.admit(sequence, operation, room)?;
         match &operation {
@@ -91,20 +110,39 @@ impl TxnQueue {
             | Operation::RollBackTo(_)
             | Operation::Refuse(_) => {}
         }
+        let first = sequence == self.next || self.ending && self.queue.is_empty();
+        if first && !self.running {
+            self.running = true;
+            self.next = sequence;
+            return Ok(Taken::Due(self.step_of(sequence, operation, now)));
+        }
         let bytes = weight::of_operation(&operation);
         self.kept_bytes += bytes;
-        let queued = Queued {
-            operation: Some(operation),
-            arrived: now,
-            waiting: vec![sender],
-            bytes,
-            timer: None,
-            expired: None,
-        };
+        let mut queued = Queued { operation: Some(operation), bytes, ..Queued::running(now) };
+        let response = queued.join();
         self.queue.insert(sequence, queued);
-        let run = !self.running && (self.ending || self.queue.contains_key(&self.next));
+        let run = !self.running && self.is_due();
         self.running |= run;
         Ok(Taken::Queued { response, run, behind: !run })
+    }
+
+    /// The operation that runs cannot be decided at once: it waits, and takes `bytes` meanwhile.
+    /// Returns its response.
+    pub(in crate::service) fn begin_wait(
+        &mut self,
+        arrived: Time,
+        bytes: usize,
+    ) -> oneshot::Receiver<Result<OpResponse>> {
+        if !self.queue.contains(self.next) {
+            self.queue.insert(self.next, Queued::running(arrived));
+        }
+        let Some(queued) = self.queue.get_mut(self.next) else {
+            // Cannot be: it was just put in. Its caller is told that the session ended.
+            return oneshot::channel().1;
+        };
+        queued.bytes = bytes;
+        self.kept_bytes += bytes;
+        queued.join()
     }
 
     /// Has an operation that stands behind others watched by a timer, if it is a lock. The timer is
@@ -114,7 +152,7 @@ impl TxnQueue {
         sequence: Sequence,
         timer: impl FnOnce(&LockSpec) -> Timer,
     ) {
-        if let Some(queued) = self.queue.get_mut(&sequence)
+        if let Some(queued) = self.queue.get_mut(sequence)
             && let Some(Operation::Lock(spec)) = &queued.operation
         {
             queued.timer = Some(timer(spec));
@@ -124,7 +162,7 @@ impl TxnQueue {
     /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn,
     /// and the callers that wait for its result get the error now.
     pub(in crate::service) fn expire(&mut self, sequence: Sequence, error: Error) -> Vec<Waiting> {
-        let Some(queued) = self.queue.get_mut(&sequence) else { return Vec::new() };
+        let Some(queued) = self.queue.get_mut(sequence) else { return Vec::new() };
         if !matches!(queued.operation, Some(Operation::Lock(_))) {
             return Vec::new();
         }

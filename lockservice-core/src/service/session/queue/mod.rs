@@ -7,10 +7,14 @@
 //! *acknowledged* (forgotten). A repetition joins the first while that is queued or running. It
 //! gets the first response once that is decided, and is refused once that is acknowledged.
 //!
+//! An operation whose turn it is when it arrives is running at once, and has no place in the queue.
+//! It gets one only if it has to wait, or arrives again meanwhile.
+//!
 //! | file | noun |
 //! |---|---|
 //! | `mod` | the state of the queue, its numbering, cancellation |
-//! | `arrival` | the arrival of an operation: it is queued, joins the first of its sequence, or expires |
+//! | `in_order` | the map of its operations and of its results |
+//! | `arrival` | the arrival of an operation: it is due, queued, joins the first of its sequence, or expires |
 //! | `room` | the bounds on what is kept, and the refusals at them |
 //! | `step` | the next step of the operation whose turn it is |
 //! | `result` | results: filed, given to replays, acknowledged |
@@ -42,10 +46,13 @@
 //!   transaction ends.
 
 mod arrival;
+mod in_order;
 mod relied;
 mod result;
 mod room;
 mod step;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -56,6 +63,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::Sequence;
 use crate::service::OpResponse;
 use crate::service::session::queue::arrival::Queued;
+use crate::service::session::queue::in_order::InOrder;
 use crate::service::session::queue::result::Decided;
 use crate::service::txn::TxnRecord;
 
@@ -74,10 +82,11 @@ pub(in crate::service) struct TxnQueue {
     pub(in crate::service) txn: Arc<TxnRecord>,
     /// The sequence that is decided next.
     next: Sequence,
-    /// Arrived but not decided. The first may be running.
-    queue: BTreeMap<Sequence, Queued>,
+    /// Arrived but not decided. The first may be running. One that runs since it arrived is not
+    /// here unless it waits.
+    queue: InOrder<Queued>,
     /// Answers that the client has not acknowledged.
-    decided: BTreeMap<Sequence, Decided>,
+    decided: InOrder<Decided>,
     /// The weight of `queue`, `decided` and `relied_on`.
     kept_bytes: usize,
     /// Sequences that were cancelled, in any state. Forgotten once they are decided and
@@ -112,8 +121,8 @@ impl TxnQueue {
         Self {
             txn,
             next: Sequence::FIRST,
-            queue: BTreeMap::new(),
-            decided: BTreeMap::new(),
+            queue: InOrder::new(),
+            decided: InOrder::new(),
             kept_bytes: 0,
             closed: BTreeSet::new(),
             relied_on: BTreeMap::new(),
@@ -139,7 +148,8 @@ impl TxnQueue {
             )
             .with("sequence", sequence));
         }
-        let next = self.queue.last_key_value().map_or(self.next, |(last, _)| last.next());
+        let running = self.running.then_some(self.next);
+        let next = self.queue.last().max(running).map_or(self.next, Sequence::next);
         Ok(if sequence.is_unnumbered() { next } else { sequence })
     }
 
@@ -148,7 +158,7 @@ impl TxnQueue {
         self.kept_bytes
     }
 
-    /// The number of operations that are queued or being decided.
+    /// The number of operations that are queued or wait.
     pub(in crate::service) fn ops_under_way(&self) -> usize {
         self.queue.len()
     }
@@ -156,8 +166,9 @@ impl TxnQueue {
     /// Cancels an operation that waits, for its locks or for its turn, as if it had been rolled
     /// back.
     pub(in crate::service) fn cancel(&mut self, sequence: Sequence) {
-        if self.queue.contains_key(&sequence) {
-            self.cancelled |= self.running && self.next == sequence;
+        let running = self.is_running(sequence);
+        if running || self.queue.contains(sequence) {
+            self.cancelled |= running;
             self.close(sequence);
         }
     }
@@ -165,9 +176,13 @@ impl TxnQueue {
     /// Closes `sequence`, and cancels it if it is being decided.
     fn close(&mut self, sequence: Sequence) {
         self.closed.insert(sequence);
-        if self.running && self.next == sequence {
+        if self.is_running(sequence) {
             self.cancel_running();
         }
+    }
+
+    fn is_running(&self, sequence: Sequence) -> bool {
+        self.running && self.next == sequence
     }
 
     fn cancel_running(&mut self) {

@@ -1,5 +1,7 @@
 //! The result of an operation: filed when it was decided, kept until it is acknowledged.
 
+use std::sync::Arc;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Sequence;
 use crate::service::session::queue::{NumberedBy, Relied, TxnQueue, Waiting, rolled_back};
@@ -20,7 +22,9 @@ pub(in crate::service) struct Filed {
     /// The callers that wait for it.
     pub(in crate::service) waiting: Vec<Waiting>,
     /// A grant that came too late: roll it back.
-    pub(in crate::service) rolled_back_grant: Option<Granted>,
+    pub(in crate::service) rolled_back_grant: Option<Arc<Granted>>,
+    /// The turn of another operation has come: the queue is to be run on.
+    pub(in crate::service) more: bool,
 }
 
 impl TxnQueue {
@@ -37,7 +41,7 @@ impl TxnQueue {
             && let Ok(OpResponse::Locked(granted)) = &result
         {
             // It was cancelled when the grant had been made but was not filed yet.
-            rolled_back_grant = Some(granted.clone());
+            rolled_back_grant = Some(Arc::clone(granted));
             result = Err(rolled_back());
         } else if let Some(relied) = relied {
             bytes += weight::of_items(&relied.items);
@@ -48,7 +52,7 @@ impl TxnQueue {
         // then shows that.)
         self.cancel = None;
         let mut waiting = Vec::new();
-        if let Some(queued) = self.queue.remove(&sequence) {
+        if let Some(queued) = self.queue.remove(sequence) {
             self.kept_bytes -= queued.bytes;
             waiting = queued.waiting;
         }
@@ -60,12 +64,14 @@ impl TxnQueue {
             self.kept_bytes += bytes;
             self.decided.insert(sequence, Decided { response: result.clone(), bytes });
         }
-        Filed { result, waiting, rolled_back_grant }
+        let more = self.is_due();
+        self.running = more;
+        Filed { result, waiting, rolled_back_grant, more }
     }
 
     /// The first response of an operation that was decided.
     pub(super) fn decided_before(&self, sequence: Sequence) -> Result<Result<OpResponse>> {
-        match self.decided.get(&sequence).map(|decided| &decided.response) {
+        match self.decided.get(sequence).map(|decided| &decided.response) {
             Some(response) if self.closed.contains(&sequence) => {
                 Ok(response.clone().and(Err(rolled_back())))
             }
@@ -81,14 +87,18 @@ impl TxnQueue {
 
     /// Notes that the client has the responses up to `acked`: none of them will be requested again.
     pub(in crate::service) fn acknowledge(&mut self, acked: Sequence) {
+        let none = self.decided.first().is_none_or(|first| first > acked);
+        if none && self.relied_on.is_empty() && self.closed.is_empty() {
+            return;
+        }
         let (relied_on, closed) = (&self.relied_on, &self.closed);
         self.decided.retain(|sequence, decided| {
             // The part of a rolled-back grant that was kept for later calls goes with the last of
             // them.
             let mut later =
                 relied_on.range(sequence.next()..).filter(|(at, _)| !closed.contains(at));
-            let kept = *sequence > acked
-                || closed.contains(sequence) && later.next().is_some_and(|(at, _)| *at > acked);
+            let kept = sequence > acked
+                || closed.contains(&sequence) && later.next().is_some_and(|(at, _)| *at > acked);
             if !kept {
                 self.kept_bytes -= decided.bytes;
             }
@@ -97,6 +107,6 @@ impl TxnQueue {
         self.relied_on.retain(|decided, _| *decided > acked);
         let (next, decided) = (self.next, &self.decided);
         self.closed
-            .retain(|closed| *closed > acked || *closed >= next || decided.contains_key(closed));
+            .retain(|closed| *closed > acked || *closed >= next || decided.contains(*closed));
     }
 }

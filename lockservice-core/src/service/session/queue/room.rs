@@ -47,7 +47,8 @@ impl TxnQueue {
         if matches!(operation, Operation::End { .. }) && !self.ending {
             return Ok(operation);
         }
-        let ops = self.queue.len() + self.decided.len();
+        let at_once = self.running && !self.queue.contains(self.next);
+        let ops = self.queue.len() + self.decided.len() + usize::from(at_once);
         let bytes = self.kept_bytes + room.bytes_of_others;
         // Once broken it stays so: a number is missing.
         if let Some(exhausted) = room.full(ops, bytes, if self.broken { 0 } else { 2 }) {

@@ -25,7 +25,6 @@ pub(in crate::service) enum Step {
         arrived: Time,
         /// Its items once more, if the call may rely on what an earlier one added.
         items: Option<Arc<[LockItem]>>,
-        cancelled: oneshot::Receiver<()>,
     },
     Unlock(TableRef, Vec<LockItem>, Option<Commit>),
     Downgrade(TableRef, Vec<LockItem>, LockMode),
@@ -44,24 +43,40 @@ impl TxnQueue {
     /// queue is to be run again when [`take_in`](Self::take_in) says so.
     pub(in crate::service) fn step(&mut self) -> Option<(Sequence, Step)> {
         // An operation that has not arrived before an `End` can no longer matter: it is skipped.
-        let sequence =
-            if self.ending { self.queue.keys().next().copied() } else { Some(self.next) };
-        let Some((sequence, queued)) = sequence.and_then(|at| Some((at, self.queue.get_mut(&at)?)))
+        let sequence = if self.ending { self.queue.first() } else { Some(self.next) };
+        let Some((sequence, queued)) = sequence.and_then(|at| Some((at, self.queue.get_mut(at)?)))
         else {
             self.running = false;
             return None;
         };
         self.next = sequence;
         queued.timer = None;
+        let arrived = queued.arrived;
         let step = match queued.operation.take() {
             // Cannot be: an operation is taken once, and then filed.
             None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),
-            Some(Operation::Lock(_)) if self.ending || self.closed.contains(&sequence) => {
+            Some(operation) => self.step_of(sequence, operation, arrived),
+        };
+        Some((sequence, step))
+    }
+
+    /// True if the turn of an operation that is queued has come.
+    pub(super) fn is_due(&self) -> bool {
+        if self.ending { !self.queue.is_empty() } else { self.queue.contains(self.next) }
+    }
+
+    /// What to do for an operation whose turn it is.
+    pub(super) fn step_of(
+        &mut self,
+        sequence: Sequence,
+        operation: Operation,
+        arrived: Time,
+    ) -> Step {
+        match operation {
+            Operation::Lock(_) if self.ending || self.closed.contains(&sequence) => {
                 Step::Refuse(rolled_back())
             }
-            Some(Operation::Lock(spec)) => {
-                let (cancel, cancelled) = oneshot::channel();
-                self.cancel = Some(cancel);
+            Operation::Lock(spec) => {
                 // Without an earlier grant that can still be rolled back, which is the usual case,
                 // there is nothing to remember.
                 let earlier = self
@@ -69,23 +84,30 @@ impl TxnQueue {
                     .values()
                     .any(|decided| matches!(decided.response, Ok(OpResponse::Locked(_))));
                 let items = earlier.then(|| Arc::from(spec.items.as_slice()));
-                Step::Lock { spec, arrived: queued.arrived, items, cancelled }
+                Step::Lock { spec, arrived, items }
             }
-            Some(Operation::Unlock { table, items, commit }) => Step::Unlock(table, items, commit),
-            Some(Operation::Downgrade { table, items, mode }) => {
-                Step::Downgrade(table, items, mode)
-            }
-            Some(Operation::Savepoint) => Step::Savepoint,
-            Some(Operation::RollBackTo(savepoint)) => Step::RollBackTo(savepoint),
-            Some(Operation::End { commit }) => Step::End(commit),
-            Some(Operation::Refuse(why)) => Step::Refuse(why),
-            Some(Operation::Cancel { sequence }) => self.roll_back(sequence),
-        };
-        Some((sequence, step))
+            Operation::Unlock { table, items, commit } => Step::Unlock(table, items, commit),
+            Operation::Downgrade { table, items, mode } => Step::Downgrade(table, items, mode),
+            Operation::Savepoint => Step::Savepoint,
+            Operation::RollBackTo(savepoint) => Step::RollBackTo(savepoint),
+            Operation::End { commit } => Step::End(commit),
+            Operation::Refuse(why) => Step::Refuse(why),
+            Operation::Cancel { sequence } => self.roll_back(sequence),
+        }
+    }
+
+    /// What resolves when the lock that runs is to wait no longer. It has resolved already if the
+    /// lock was cancelled, or the transaction ended, since its turn came.
+    pub(in crate::service) fn canceller(&mut self) -> oneshot::Receiver<()> {
+        let (cancel, cancelled) = oneshot::channel();
+        if !self.ending && !self.closed.contains(&self.next) {
+            self.cancel = Some(cancel);
+        }
+        cancelled
     }
 
     fn roll_back(&self, sequence: Sequence) -> Step {
-        match self.decided.get(&sequence).map(|decided| &decided.response) {
+        match self.decided.get(sequence).map(|decided| &decided.response) {
             None => Step::Refuse(Error::new(
                 ErrorKind::InvalidArgument,
                 "the operation to cancel was acknowledged, or never was: release its keys \
@@ -105,7 +127,7 @@ impl TxnQueue {
 
     /// A grant, and what later calls that were not rolled back rely on.
     fn with_relied(&self, sequence: Sequence) -> Option<(Grant, Vec<Relied>)> {
-        let Ok(OpResponse::Locked(granted)) = &self.decided.get(&sequence)?.response else {
+        let Ok(OpResponse::Locked(granted)) = &self.decided.get(sequence)?.response else {
             return None;
         };
         let later =

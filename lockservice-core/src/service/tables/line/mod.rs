@@ -329,8 +329,7 @@ mod tests {
         let requested = Requested {
             txn: Arc::new(TxnRecord::new(
                 TxnId::new(ServiceId::new(1), TxnNumber::new(1), false),
-                String::new(),
-                String::new(),
+                "".into(),
                 None,
             )),
             ancestors: Vec::new(),
