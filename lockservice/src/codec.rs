@@ -70,7 +70,7 @@ fn parts_bytes(mut message: &[u8], shape: &Shape, most: usize) -> Result<usize> 
                 take(&mut message, length)?
             }
             5 => take(&mut message, 4)?,
-            _ => return Err(malformed()),
+            _ => return Err(is_malformed()),
         };
         bytes += match field {
             Some(Field::Message(shape)) => shape.bytes + parts_bytes(content, shape, most - bytes)?,
@@ -92,14 +92,18 @@ fn field(shape: &Shape, number: usize) -> Option<&'static Field> {
 }
 
 fn varint(message: &mut &[u8]) -> Result<usize> {
-    prost::decode_length_delimiter(message).map_err(|e| malformed().with_source(e))
+    prost::decode_length_delimiter(message).map_err(malformed)
 }
 
 fn take<'a>(message: &mut &'a [u8], length: usize) -> Result<&'a [u8]> {
-    message.split_off(..length).ok_or_else(malformed)
+    message.split_off(..length).ok_or_else(is_malformed)
 }
 
-fn malformed() -> Error {
+pub(crate) fn malformed(error: prost::DecodeError) -> Error {
+    is_malformed().with_source(error)
+}
+
+fn is_malformed() -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
         "the message is malformed: is the client made from this server's proto file?",
@@ -107,7 +111,7 @@ fn malformed() -> Error {
 }
 
 /// Decodes `message`, unless its parts would take too much memory.
-fn decode<U: Message + Default + Shaped>(message: Bytes) -> Result<U> {
+pub(crate) fn decode<U: Message + Default + Shaped>(message: Bytes) -> Result<U> {
     let bytes = parts_bytes(&message, U::SHAPE, PARTS_BYTES_MAX)?;
     if bytes > PARTS_BYTES_MAX {
         return Err(Error::new(
@@ -117,7 +121,7 @@ fn decode<U: Message + Default + Shaped>(message: Bytes) -> Result<U> {
         .with("bytes", message.len())
         .with("decoded_bytes_max", PARTS_BYTES_MAX));
     }
-    U::decode(message).map_err(|e| malformed().with_source(e))
+    U::decode(message).map_err(malformed)
 }
 
 /// Encodes `T`, and decodes `U` as described in the module.

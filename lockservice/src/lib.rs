@@ -42,6 +42,7 @@
 //! | `server`, `peers` | the gRPC API: the side that serves clients and nodes; calls to other nodes |
 //! | `client`, `channel` | sessions and transactions of a remote server; connections |
 //! | `proto`, `convert`, `codec` | messages; their way to and from the types of the core; their size |
+//! | `frame` | the frames of session streams, as bytes |
 //! | `cli` | the command line |
 
 pub use lockservice_core as core;
@@ -56,6 +57,8 @@ pub mod client;
 pub mod codec;
 #[cfg(any(feature = "server", feature = "client"))]
 pub mod convert;
+#[cfg(any(feature = "server", feature = "client"))]
+mod frame;
 #[cfg(feature = "server")]
 pub mod peers;
 #[cfg(any(feature = "server", feature = "client"))]

@@ -16,7 +16,7 @@ use crate::proto::locks_client::LocksClient;
 
 /// The largest response, in bytes. It is larger than a server's frames, for a deadlock's cycle can
 /// be long.
-const RESPONSE_BYTES_MAX: usize = 64 << 20;
+pub(super) const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
 /// The least pause before another call to a server that is starting.
 const START_PAUSE: Duration = Duration::from_millis(50);
@@ -223,13 +223,9 @@ impl Node {
         LocksClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
-    /// A client for one session stream. The stream is counted until the second part of the result
-    /// is dropped.
-    pub(super) fn stream_client(&self) -> Result<(LocksClient<Channel>, StreamChannel)> {
-        let stream = self.client.parts.channels.for_stream(&self.address)?;
-        let wire =
-            LocksClient::new(stream.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX);
-        Ok((wire, stream))
+    /// For one session stream, which is counted until this is dropped.
+    pub(super) fn stream_channel(&self) -> Result<StreamChannel> {
+        self.client.parts.channels.for_stream(&self.address)
     }
 
     /// Waits for the response of a call, at most for the call time-out.

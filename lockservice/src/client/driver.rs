@@ -6,17 +6,21 @@ use std::time::Duration;
 
 use lockservice_core::clock::{Time, lo};
 use lockservice_core::{Advice, Error, ErrorKind, NodeName, Result, ServiceId, SessionId};
+use prost::bytes::{Bytes, BytesMut};
 use tokio::sync::{Semaphore, watch};
-use tonic::Streaming;
+use tonic::client::Grpc;
+use tonic::codegen::http;
+use tonic::{Request, Status, Streaming};
 
-use super::connect::Node;
+use super::connect::{Node, RESPONSE_BYTES_MAX};
 use super::node_session::{Closing, Handle, Info, SessionShared, deadline_passed};
 use super::outbox::{OpId, Outbox, ResponseEffect};
+use super::responses::{ResponseReader, goes_to_several, let_others_go_first, take_in};
 use super::stream::Requests;
 use crate::channel::StreamChannel;
-use crate::convert::{error_from_proto, from_status, millis_up, waiting_from_proto};
-use crate::proto;
-use crate::proto::server_op::Response;
+use crate::convert::{error_from_proto, from_status, millis_up};
+use crate::frame::{self, FrameCodec, Ops, SESSION_PATH};
+use crate::{codec, proto};
 
 /// The first and the longest pause between two attempts to connect again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
@@ -26,7 +30,7 @@ const TICK_MAX: Duration = Duration::from_secs(1);
 /// A stream that was welcomed.
 #[derive(Debug)]
 struct Connected {
-    responses: Streaming<proto::ServerFrame>,
+    responses: Streaming<Bytes>,
     welcome: proto::Welcome,
     /// The time before the greeting was sent, from which its promise counts (P2).
     sent: Time,
@@ -129,25 +133,27 @@ async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Resu
     let number = outbox.new_stream();
     let op =
         proto::ClientOp { id: OpId::HELLO.get(), op: Some(proto::client_op::Op::Hello(hello)) };
+    let mut frame = BytesMut::new();
+    frame::push(&mut frame, &op);
     let requests = Requests {
         outbox: Arc::clone(outbox),
         clock: Arc::clone(node.client.clock()),
         number,
-        hello: Some(proto::ClientFrame { ops: vec![op] }),
+        hello: Some(frame.freeze()),
     };
     let sent = node.client.clock().now();
-    let (mut wire, counted) = node.stream_client()?;
+    let counted = node.stream_channel()?;
     let greeted = async {
-        let mut responses =
-            wire.session(requests).await.map_err(|status| from_status(&status))?.into_inner();
+        let mut responses = open_stream(&counted, requests).await?;
         let frame = responses.message().await.map_err(|status| from_status(&status))?;
-        let response =
-            frame.and_then(|frame| frame.ops.into_iter().next()).and_then(|op| op.response);
-        match response {
-            Some(Response::Welcome(welcome)) => {
+        let mut ops = Ops::of(frame.unwrap_or_default());
+        let op = ops.next().transpose()?;
+        let op: Option<proto::ServerOp> = op.map(|op| codec::decode(op.whole())).transpose()?;
+        match op.and_then(|op| op.response) {
+            Some(proto::server_op::Response::Welcome(welcome)) => {
                 Ok(Connected { responses, welcome, sent, _counted: counted })
             }
-            Some(Response::Error(error)) => Err(error_from_proto(error)),
+            Some(proto::server_op::Response::Error(error)) => Err(error_from_proto(error)),
             _ => Err(Error::new(
                 ErrorKind::Unavailable,
                 "the server did not greet: is it a lockservice?",
@@ -159,6 +165,14 @@ async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Resu
         Ok(result) => result,
         Err(_) => Err(node.no_response()),
     }
+}
+
+async fn open_stream(channel: &StreamChannel, requests: Requests) -> Result<Streaming<Bytes>> {
+    let mut grpc = Grpc::new(channel.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX);
+    grpc.ready().await.map_err(|e| from_status(&Status::from_error(e.into())))?;
+    let path = http::uri::PathAndQuery::from_static(SESSION_PATH);
+    let responses = grpc.streaming(Request::new(requests), path, FrameCodec).await;
+    Ok(responses.map_err(|status| from_status(&status))?.into_inner())
 }
 
 /// Takes a welcome into account and opens the outbox.
@@ -209,6 +223,7 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
     let mut responses = connected.responses;
     let first = Duration::from_millis(connected.welcome.promise.unwrap_or_default().valid_for_ms);
     let mut next_renewal = connected.sent + renewal_interval(shared, first);
+    let mut reader = ResponseReader::default();
     let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
         tokio::select! {
@@ -219,24 +234,13 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
                     Ok(None) => return End::Broken,
                     Err(status) => return broken(shared, from_status(&status)),
                 };
-                for op in frame.ops {
-                    match take_in(shared, op) {
-                        ResponseEffect::None => {}
-                        ResponseEffect::Renewed(sent, promised) => {
-                            shared.renewed(sent, promised);
-                            next_renewal = sent + renewal_interval(shared, promised);
+                match take_frame(shared, &mut reader, frame, &mut next_renewal).await {
+                    Ok(renewed) => {
+                        if renewed {
                             tick.as_mut().reset(tokio::time::Instant::now());
                         }
-                        ResponseEffect::Promised(sent, promised) => {
-                            if shared.promised(sent, promised) {
-                                next_renewal = sent + renewal_interval(shared, promised);
-                            }
-                        }
-                        ResponseEffect::Lost(error) => {
-                            shared.lose(error);
-                            return End::Over;
-                        }
                     }
+                    Err(end) => return end,
                 }
             }
             () = tick.as_mut() => {
@@ -252,6 +256,51 @@ fn renewal_interval(shared: &SessionShared, promised: Duration) -> Duration {
     promised.min(shared.info.ttl) / 3
 }
 
+/// Takes the responses of a frame into account. True if a renewal was among them. Fails if the
+/// stream is of no use any more.
+async fn take_frame(
+    shared: &SessionShared,
+    reader: &mut ResponseReader,
+    frame: Bytes,
+    next_renewal: &mut Time,
+) -> std::result::Result<bool, End> {
+    let gathering = goes_to_several(&frame).then(|| shared.outbox.gather());
+    // P2: once for all grants of the frame. Each caller looks again.
+    let accept = shared.check();
+    let (mut renewed, mut promise) = (false, None);
+    let mut ops = Ops::of(frame);
+    while let Some(op) = ops.next() {
+        match op.map(|op| take_in(shared, reader, &op, &accept)) {
+            Ok(ResponseEffect::None) => {}
+            Ok(ResponseEffect::Renewed(sent, promised)) => {
+                shared.renewed(sent, promised);
+                *next_renewal = sent + renewal_interval(shared, promised);
+                renewed = true;
+            }
+            // The one that ends last counts.
+            Ok(ResponseEffect::Promised(sent, promised)) => {
+                let ends = |(sent, promised): &(Time, Duration)| *sent + *promised;
+                promise = promise.into_iter().chain([(sent, promised)]).max_by_key(ends);
+            }
+            Ok(ResponseEffect::Lost(error)) => {
+                shared.lose(error);
+                return Err(End::Over);
+            }
+            Err(e) => return Err(broken(shared, e)),
+        }
+    }
+    if let Some((sent, promised)) = promise
+        && shared.promised(sent, promised)
+    {
+        *next_renewal = sent + renewal_interval(shared, promised);
+    }
+    if let Some(gathering) = gathering {
+        let_others_go_first().await;
+        drop(gathering);
+    }
+    Ok(renewed)
+}
+
 /// The stream ended with `error`.
 fn broken(shared: &SessionShared, error: Error) -> End {
     if error.advice() == Advice::NewSession {
@@ -262,40 +311,6 @@ fn broken(shared: &SessionShared, error: Error) -> End {
         shared.outbox.fail_large_locks(&error);
     }
     End::Broken
-}
-
-/// Takes a response or a notice into account.
-fn take_in(shared: &SessionShared, op: proto::ServerOp) -> ResponseEffect {
-    use proto::notice::Notice;
-    let response = match op.response {
-        Some(Response::Notice(notice)) => {
-            match notice.notice {
-                Some(Notice::SessionLost(error)) => {
-                    return ResponseEffect::Lost(error_from_proto(error));
-                }
-                Some(Notice::ShuttingDown(_)) => shared.lose(Error::new(
-                    ErrorKind::ShuttingDown,
-                    "the server is shutting down: stop the protected work, then close the session",
-                )),
-                // A notice is a hint: one that cannot be read is ignored.
-                Some(Notice::Waiting(waiting)) => {
-                    if let Ok(waiting) = waiting_from_proto(waiting) {
-                        shared.outbox.waiting(waiting);
-                    }
-                }
-                // Another stream has the session, or a notice of a newer server.
-                Some(_) | None => {}
-            }
-            return ResponseEffect::None;
-        }
-        Some(Response::Error(error)) => Err(error_from_proto(error)),
-        Some(response) => Ok(response),
-        None => Err(Error::new(
-            ErrorKind::Internal,
-            "the server sent a response that this client does not know",
-        )),
-    };
-    shared.outbox.take_response(OpId::new(op.id), response, || shared.check())
 }
 
 /// Loses the session if its deadline has passed, renews it if that is due. Returns the pause until

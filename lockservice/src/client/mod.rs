@@ -42,17 +42,21 @@
 //! | `txn` | [`ClientTxn`], [`TxnSavepoint`], [`LockGuard`], [`Ended`] |
 //! | `follow` | the way of a lock call to the owner of its table |
 //! | `outbox`, `stream` | operations without a response; the request side of a stream |
-//! | `driver` | the task behind a session: responses, renewals, new connections |
+//! | `driver`, `responses` | the task behind a session: renewals, new connections; the responses |
 //! | `allocator`, `admin` | validation of commits; lists and calls for operators |
 //!
-//! The way of a lock call: `session` or `txn`, `txn/call` (a permit), `outbox` (a place in the
-//! order), `stream` (a frame), the server; `driver`, `outbox/response`, and back to `txn`.
+//! The way of a lock call: `session` or `txn`, `txn/call` (a permit), `outbox` (encoded, a place in
+//! the order), `stream` (a frame), the server; `driver`, `responses`, `outbox/response`, and back
+//! to `txn`.
 //!
 //! # Implementation details
 //! A [`Session`] has one stream and one task that reads it. Callers put operations into an outbox;
 //! the request side of the stream takes everything that is there into one frame, without a task in
-//! between. Every operation stays in the outbox until its response has arrived. A new stream, after
-//! a connection broke, sends the operations without a response again, under the same sequence (T2).
+//! between. A frame that answers several callers wakes them all before the next frame goes out, so
+//! that their next operations share it.
+//!
+//! Every operation stays in the outbox until its response has arrived. A new stream, after a
+//! connection broke, sends the operations without a response again, under the same sequence (T2).
 //!
 //! The **deadline** of the locks is lo(promise) after the send of the last acknowledged renewal,
 //! less the time that the protected work needs to stop (P2). From then on the session is lost, even
@@ -77,6 +81,7 @@ mod driver;
 mod follow;
 mod node_session;
 mod outbox;
+mod responses;
 mod session;
 mod stream;
 mod txn;

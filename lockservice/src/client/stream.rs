@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use lockservice_core::clock::Clock;
+use prost::bytes::Bytes;
 use tokio_stream::Stream;
 
 use super::outbox::{Outbox, StreamNumber};
-use crate::proto::ClientFrame;
 
 /// The frames of a stream: first the greeting, then the contents of the outbox.
 #[derive(Debug)]
@@ -16,13 +16,13 @@ pub(super) struct Requests {
     pub(super) outbox: Arc<Outbox>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) number: StreamNumber,
-    pub(super) hello: Option<ClientFrame>,
+    pub(super) hello: Option<Bytes>,
 }
 
 impl Stream for Requests {
-    type Item = ClientFrame;
+    type Item = Bytes;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ClientFrame>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(hello) = self.hello.take() {
             return Poll::Ready(Some(hello));
         }

@@ -155,7 +155,7 @@ pub(super) fn blocker_from_proto(blocker: proto::Blocker) -> Result<Blocker> {
         txn: txn_from_proto(&blocker.txn)?,
         item: match blocker.item {
             Some(Item::Row(row)) => item_from_row(&row)?,
-            Some(Item::Range(range)) => item_from_range(range)?,
+            Some(Item::Range(range)) => item_from_range(&range)?,
             None => {
                 return Err(Error::new(
                     ErrorKind::InvalidArgument,

@@ -21,7 +21,7 @@ pub fn table_from_proto(group: &str, table: &str) -> Result<TableRef> {
 /// `InvalidArgument` if there are more, or the message cannot be read.
 pub fn items_from_proto(
     rows: &[Bytes],
-    ranges: Vec<proto::KeyRange>,
+    ranges: &[proto::KeyRange],
     most: usize,
 ) -> Result<Vec<LockItem>> {
     let count = rows.len() + ranges.len();
@@ -55,7 +55,7 @@ pub fn item_from_row(row: &[u8]) -> Result<LockItem> {
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
-pub fn item_from_range(range: proto::KeyRange) -> Result<LockItem> {
+pub fn item_from_range(range: &proto::KeyRange) -> Result<LockItem> {
     range_from_proto(range).map(LockItem::Range)
 }
 
@@ -63,13 +63,13 @@ pub fn item_from_range(range: proto::KeyRange) -> Result<LockItem> {
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
-pub fn range_from_proto(range: proto::KeyRange) -> Result<KeyRange> {
-    KeyRange::new(bound_from_proto(range.start)?, bound_from_proto(range.end)?)
+pub fn range_from_proto(range: &proto::KeyRange) -> Result<KeyRange> {
+    KeyRange::new(bound_from_proto(range.start.as_ref())?, bound_from_proto(range.end.as_ref())?)
 }
 
-fn bound_from_proto(bound: Option<proto::Bound>) -> Result<Bound<Key>> {
+fn bound_from_proto(bound: Option<&proto::Bound>) -> Result<Bound<Key>> {
     use proto::bound::Bound as Wire;
-    match bound.and_then(|bound| bound.bound) {
+    match bound.and_then(|bound| bound.bound.as_ref()) {
         Some(Wire::Included(key)) => Ok(Bound::Included(Key::new(key)?)),
         Some(Wire::Excluded(key)) => Ok(Bound::Excluded(Key::new(key)?)),
         Some(Wire::Unbounded(_)) => Ok(Bound::Unbounded),
@@ -100,14 +100,25 @@ fn bound_to_proto(bound: Bound<&Key>) -> proto::Bound {
 
 /// The items of a request as rows and ranges.
 pub fn items_to_proto(items: &[LockItem]) -> (Vec<Bytes>, Vec<proto::KeyRange>) {
-    let (mut rows, mut ranges) = (Vec::with_capacity(items.len()), Vec::new());
+    let (mut rows, mut ranges) = (Vec::new(), Vec::new());
+    set_items_to_proto(items, &mut rows, &mut ranges);
+    (rows, ranges)
+}
+
+/// The items of a request in the place of those of another one.
+pub(super) fn set_items_to_proto(
+    items: &[LockItem],
+    rows: &mut Vec<Bytes>,
+    ranges: &mut Vec<proto::KeyRange>,
+) {
+    rows.clear();
+    ranges.clear();
     for item in items {
         match item {
             LockItem::Row(key) => rows.push(bytes(key)),
             LockItem::Range(range) => ranges.push(range_to_proto(range)),
         }
     }
-    (rows, ranges)
 }
 
 pub(super) fn bytes(key: &Key) -> Bytes {
@@ -158,7 +169,7 @@ mod tests {
             }
         }
         let (rows, ranges) = items_to_proto(&items);
-        assert_eq!(items_from_proto(&rows, ranges, 10).expect("own message"), items);
+        assert_eq!(items_from_proto(&rows, &ranges, 10).expect("own message"), items);
     }
 
     #[test]
@@ -180,13 +191,13 @@ mod tests {
         ];
         for range in ranges {
             assert_eq!(
-                range_from_proto(range).expect_err("bad").kind(),
+                range_from_proto(&range).expect_err("bad").kind(),
                 ErrorKind::InvalidArgument
             );
         }
         assert!(mode_from_proto(77).is_err());
         assert_eq!(
-            items_from_proto(&[Bytes::from_static(b"a"), Bytes::from_static(b"b")], vec![], 1)
+            items_from_proto(&[Bytes::from_static(b"a"), Bytes::from_static(b"b")], &[], 1)
                 .expect_err("too many")
                 .kind(),
             ErrorKind::InvalidArgument

@@ -1,5 +1,6 @@
 //! Lock requests, grants and binds.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use lockservice_core::allocator::{Bind, BindSlot, PresentedBind};
@@ -7,21 +8,25 @@ use lockservice_core::service::{ANCESTORS_MAX, Granted, LockSpec, Promise};
 use lockservice_core::table::{Commit, Grant, WaitPolicy};
 use lockservice_core::{
     BindVersion, CommitTimestamp, Error, ErrorKind, FencingToken, Key, LockItem, Result, ServiceId,
-    TableId, TxnId,
+    TableId, TableRef, TxnId,
 };
 
-use super::item::bytes;
+use super::item::{bytes, set_items_to_proto};
 use super::{
-    item_from_range, item_from_row, items_from_proto, items_to_proto, millis_down, millis_up,
+    KnownTables, item_from_range, item_from_row, items_from_proto, millis_down, millis_up,
     mode_from_proto, mode_to_proto, range_from_proto, range_to_proto, table_from_proto,
 };
 use crate::proto;
 
-/// A lock request. Its `txn` is not read.
+/// A lock request of a stream that has named `tables` before. Its `txn` is not looked at.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
-pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockSpec> {
+pub fn lock_spec_from_proto(
+    op: &proto::LockOp,
+    items_max: usize,
+    tables: &mut KnownTables,
+) -> Result<LockSpec> {
     let wait = match proto::WaitPolicy::try_from(op.wait) {
         Ok(proto::WaitPolicy::Unspecified | proto::WaitPolicy::Wait) => WaitPolicy::Wait,
         Ok(proto::WaitPolicy::NoWait) => WaitPolicy::NoWait,
@@ -35,8 +40,8 @@ pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockS
         }
     };
     Ok(LockSpec {
-        table: table_from_proto(&op.group, &op.table)?,
-        items: items_from_proto(&op.rows, op.ranges, items_max)?,
+        table: tables.table(&op.group, &op.table)?,
+        items: items_from_proto(&op.rows, &op.ranges, items_max)?,
         mode: mode_from_proto(op.mode)?,
         wait,
         escalate: op.escalate,
@@ -59,8 +64,15 @@ fn ancestors_from_proto(ancestors: &[String]) -> Result<Vec<TxnId>> {
 }
 
 /// The lock request as a message without its `txn`. Durations are rounded up to whole milliseconds.
-pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
-    let (rows, ranges) = items_to_proto(&spec.items);
+/// The memory of `last` is used again.
+pub fn lock_spec_to_proto(spec: &LockSpec, last: proto::LockOp) -> proto::LockOp {
+    let again = |mut last: String, text: &str| {
+        last.clear();
+        last.push_str(text);
+        last
+    };
+    let (mut rows, mut ranges) = (last.rows, last.ranges);
+    set_items_to_proto(&spec.items, &mut rows, &mut ranges);
     let wait = match spec.wait {
         WaitPolicy::NoWait => proto::WaitPolicy::NoWait,
         WaitPolicy::SkipLocked => proto::WaitPolicy::SkipLocked,
@@ -68,8 +80,8 @@ pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
     };
     proto::LockOp {
         txn: None,
-        group: spec.table.group.to_string(),
-        table: spec.table.name.to_string(),
+        group: again(last.group, spec.table.group.as_str()),
+        table: again(last.table, spec.table.name.as_str()),
         rows,
         ranges,
         mode: mode_to_proto(spec.mode),
@@ -115,14 +127,19 @@ pub fn bind_to_proto(bind: &Bind) -> proto::Bind {
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
 pub fn bind_from_proto(bind: proto::Bind) -> Result<Bind> {
-    Ok(Bind {
-        table: table_from_proto(&bind.group, &bind.table)?,
+    let table = table_from_proto(&bind.group, &bind.table)?;
+    Ok(bind_of(&bind, table))
+}
+
+fn bind_of(bind: &proto::Bind, table: TableRef) -> Bind {
+    Bind {
+        table,
         id: TableId::new(bind.table_id),
         partition: bind.partition,
         owner: ServiceId::new(bind.owner),
         version: BindVersion::new(bind.version),
         slot: BindSlot::NONE,
-    })
+    }
 }
 
 /// A bind that a transaction presents at its commit, as a message: its numbers without its names.
@@ -156,12 +173,20 @@ pub fn txn_from_proto(txn: &str) -> Result<TxnId> {
     txn.parse()
 }
 
-/// A grant as a message.
-pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
+/// A grant as a message. The memory of `last` is used again: the names of a bind stay if it is the
+/// bind of `last`.
+pub fn granted_to_proto(granted: &Granted, last: proto::Locked) -> proto::Locked {
     let grant = &granted.grant;
+    let mut txn = last.txn;
+    txn.clear();
+    // Writing to a string cannot fail.
+    let _ = write!(txn, "{}", granted.txn);
+    let is_same =
+        |bind: &proto::Bind| presented_from_proto(bind) == PresentedBind::from(&grant.bind);
+    let bind = last.bind.filter(is_same).unwrap_or_else(|| bind_to_proto(&grant.bind));
     let mut locked = proto::Locked {
-        txn: granted.txn.to_string(),
-        bind: Some(bind_to_proto(&grant.bind)),
+        txn,
+        bind: Some(bind),
         token: grant.token.get(),
         newly_locked: grant.newly_locked,
         waited: grant.waited.is_some(),
@@ -187,15 +212,16 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
     locked
 }
 
-/// The grant of a message. The part that only the owner needs stays there.
+/// The grant of a message, on a stream that has named `tables` before. The part that only the owner
+/// needs stays there.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
-pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
+pub fn granted_from_proto(locked: &proto::Locked, tables: &mut KnownTables) -> Result<Granted> {
     let conflict = if locked.conflict_txn.is_empty() {
         None
     } else {
-        let item = match locked.conflict_range {
+        let item = match &locked.conflict_range {
             Some(range) => item_from_range(range)?,
             None => item_from_row(&locked.conflict_row)?,
         };
@@ -203,8 +229,10 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
     };
     let bind = locked
         .bind
+        .as_ref()
         .ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "a grant names no bind"))?;
-    let mut grant = Grant::new(bind_from_proto(bind)?, FencingToken::new(locked.token));
+    let bind = bind_of(bind, tables.table(&bind.group, &bind.table)?);
+    let mut grant = Grant::new(bind, FencingToken::new(locked.token));
     grant.newly_locked = locked.newly_locked;
     grant.waited = locked.waited.then(|| Duration::from_millis(locked.waited_ms));
     grant.conflict = conflict;
@@ -214,7 +242,7 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
     grant.prev_definition_changed = locked.prev_definition_changed;
     grant.table_definition_ts = locked.table_definition_timestamp.map(CommitTimestamp::new);
     grant.skipped = locked.skipped.iter().map(Key::new).collect::<Result<_>>()?;
-    grant.escalated = locked.escalated.map(range_from_proto).transpose()?.map(Box::new);
+    grant.escalated = locked.escalated.as_ref().map(range_from_proto).transpose()?.map(Box::new);
     Ok(Granted {
         txn: txn_from_proto(&locked.txn)?,
         grant,
@@ -227,7 +255,7 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::{KeyRange, LockMode, TableRef, TxnNumber};
+    use lockservice_core::{KeyRange, LockMode, TxnNumber};
 
     use super::*;
 
@@ -254,8 +282,12 @@ mod tests {
             Some((other, row("k"))),
             Some((other, LockItem::Range(KeyRange::whole_table()))),
         ];
-        for conflict in conflicts {
-            let mut grant = Grant::new(bind(), FencingToken::new(99));
+        let mut locked = proto::Locked::default();
+        let mut tables = KnownTables::default();
+        for (version, conflict) in [1, 1, 2, 2, 2, 2].into_iter().zip(conflicts.into_iter().cycle())
+        {
+            let bind = Bind { version: BindVersion::new(version), ..bind() };
+            let mut grant = Grant::new(bind, FencingToken::new(99));
             grant.newly_locked = true;
             grant.waited = conflict.as_ref().map(|_| Duration::from_millis(12));
             grant.conflict = conflict;
@@ -271,11 +303,14 @@ mod tests {
                 promise: Promise { valid_for: Duration::from_millis(4_321) },
                 history_known: Some(Duration::from_millis(77)),
             };
-            assert_eq!(
-                granted_from_proto(granted_to_proto(&granted)).expect("own message"),
-                granted
-            );
+            // Nothing of the last message is left.
+            locked = granted_to_proto(&granted, locked);
+            assert_eq!(granted_from_proto(&locked, &mut tables).expect("own message"), granted);
         }
+    }
+
+    fn read(op: &proto::LockOp) -> Result<LockSpec> {
+        lock_spec_from_proto(op, 9, &mut KnownTables::default())
     }
 
     #[test]
@@ -297,20 +332,14 @@ mod tests {
                 ..LockSpec::new(bind().table, vec![row("a")])
             };
             assert_eq!(
-                lock_spec_from_proto(lock_spec_to_proto(&spec), 9).expect("own message"),
+                read(&lock_spec_to_proto(&spec, proto::LockOp::default())).expect("own message"),
                 spec
             );
         }
         let bad = proto::LockOp { table: "a\nb".to_owned(), ..Default::default() };
-        assert_eq!(
-            lock_spec_from_proto(bad, 9).expect_err("bad name").kind(),
-            ErrorKind::InvalidArgument
-        );
+        assert_eq!(read(&bad).expect_err("bad name").kind(), ErrorKind::InvalidArgument);
         let bad = proto::LockOp { table: "t".to_owned(), wait: 55, ..Default::default() };
-        assert_eq!(
-            lock_spec_from_proto(bad, 9).expect_err("bad policy").kind(),
-            ErrorKind::InvalidArgument
-        );
+        assert_eq!(read(&bad).expect_err("bad policy").kind(), ErrorKind::InvalidArgument);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `item`, `lock`, `waiting` | rows and ranges; lock calls and grants; the holder that is waited for |
+//! | `known_tables` | names of tables that were checked already |
 //! | `allocator`, `commit`, `forgetting` | calls between nodes and the allocator |
 //! | `cluster_status`, `status` | lists for operators |
 //! | `error`, `grpc_status` | errors as messages, and as gRPC statuses |
@@ -19,6 +20,7 @@ mod error;
 mod forgetting;
 mod grpc_status;
 mod item;
+mod known_tables;
 mod lock;
 mod status;
 mod waiting;
@@ -46,6 +48,7 @@ pub use self::item::{
     item_from_range, item_from_row, items_from_proto, items_to_proto, mode_from_proto,
     mode_to_proto, range_from_proto, range_to_proto, table_from_proto,
 };
+pub use self::known_tables::KnownTables;
 pub use self::lock::{
     bind_from_proto, bind_to_proto, commit_from_proto, commit_to_proto, done_to_proto,
     granted_from_proto, granted_to_proto, lock_spec_from_proto, lock_spec_to_proto,

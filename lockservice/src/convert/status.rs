@@ -47,7 +47,7 @@ pub fn lock_status_from_proto(info: proto::LockInfo) -> Result<LockStatus> {
             table: table_from_proto(&info.group, &info.table)?,
             item: match info.item {
                 Some(Item::Row(row)) => item_from_row(&row)?,
-                Some(Item::Range(range)) => item_from_range(range)?,
+                Some(Item::Range(range)) => item_from_range(&range)?,
                 None => return Err(no_item()),
             },
             mode: mode_from_proto(info.mode)?,
@@ -96,7 +96,7 @@ pub fn wait_status_from_proto(info: proto::WaitInfo, now: Time) -> Result<WaitSt
             table: table_from_proto(&info.group, &info.table)?,
             item: match info.item {
                 Some(Item::Row(row)) => item_from_row(&row)?,
-                Some(Item::Range(range)) => item_from_range(range)?,
+                Some(Item::Range(range)) => item_from_range(&range)?,
                 None => return Err(no_item()),
             },
             mode: mode_from_proto(info.mode)?,
@@ -104,7 +104,7 @@ pub fn wait_status_from_proto(info: proto::WaitInfo, now: Time) -> Result<WaitSt
             holder: txn_from_proto(&info.holder)?,
             held_item: match info.held_item {
                 Some(HeldItem::HeldRow(row)) => item_from_row(&row)?,
-                Some(HeldItem::HeldRange(range)) => item_from_range(range)?,
+                Some(HeldItem::HeldRange(range)) => item_from_range(&range)?,
                 None => return Err(no_item()),
             },
             granted: info.granted,

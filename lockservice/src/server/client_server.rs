@@ -16,6 +16,7 @@ use super::calls::BoundedCalls;
 use super::deadline::Deadline;
 use super::gate::Gate;
 use super::serving::{Serving, transport};
+use super::session_stream::SessionStreams;
 use super::{ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
 use crate::proto;
 use crate::proto::allocator_server::AllocatorServer;
@@ -55,9 +56,7 @@ impl Server {
     ) -> Result<Self> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let slot = Slot::default();
-        let locks =
-            proto::locks_server::LocksServer::new(locks::LocksApi::new(slot.clone(), settings))
-                .max_decoding_message_size(settings.message_bytes_max);
+        let locks = SessionStreams::beside(locks::LocksApi::new(slot.clone(), settings), &settings);
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, Gate::open()))
             .max_decoding_message_size(settings.message_bytes_max);
         let admin =

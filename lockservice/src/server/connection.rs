@@ -5,33 +5,36 @@
 //! no others. A client that never reads is cut after a while, and its session lapses by its TTL
 //! unless it comes back.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use futures::FutureExt as _;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use futures::{FutureExt as _, future::BoxFuture};
-use lockservice_core::service::{OpResponse, Operation, Quota, Session, TxnOp};
+use lockservice_core::service::{
+    Attachment, OpResponse, Operation, Pending, Quota, Session, TxnOp,
+};
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
+use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::operation::{bytes_of, failed, invalid, operation, response, result};
-use crate::convert;
+use super::operation::{Asked, OpReader, Responses, bytes_of, invalid};
+use crate::frame::{self, Ops};
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
 use crate::server::{ServerSettings, ServiceHost};
+use crate::{codec, convert};
 
 /// The largest number of responses in one frame, so that a client accepts every frame.
 const OPS_PER_FRAME_MAX: usize = 1024;
 
-/// The largest frame that is not counted: a stream has one at a time.
-const FRAME_BYTES_SMALL: usize = 64 << 10;
-
-pub(crate) type Frames = mpsc::Sender<Result<proto::ServerFrame, Status>>;
+pub(crate) type Frames = mpsc::Sender<Result<Bytes, Status>>;
 
 pub(crate) async fn run(
     host: ServiceHost,
     settings: ServerSettings,
     quota: Option<Arc<Quota>>,
-    mut inbound: Streaming<proto::ClientFrame>,
+    mut inbound: Streaming<Bytes>,
     out: Frames,
 ) {
     let first = match tokio::time::timeout(settings.hello_max(), inbound.message()).await {
@@ -52,41 +55,50 @@ pub(crate) async fn run(
             return;
         }
     };
-    let mut ops = first.ops.into_iter();
-    let opened = match ops.next() {
-        Some(proto::ClientOp { id, op: Some(Op::Hello(hello)) }) => {
-            (id, open(&host, &settings, quota, hello))
-        }
-        _ => {
-            let error = invalid("the first operation of a session stream must be hello");
+    let mut ops = Ops::of(first);
+    let (id, hello) = match hello(ops.next()) {
+        Ok(hello) => hello,
+        Err(error) => {
             let _ = out.send(Err(convert::to_status(&error))).await;
             return;
         }
     };
-    let (id, session) = match opened {
-        (id, Ok((session, welcome))) => {
-            let frame = proto::ServerFrame { ops: vec![response(id, Wire::Welcome(welcome))] };
-            if out.send(Ok(frame)).await.is_err() {
+    let mut responses = Responses::default();
+    let session = match open(&host, &settings, quota, hello) {
+        Ok((session, welcome)) => {
+            responses.push(id, Wire::Welcome(welcome));
+            if out.send(Ok(responses.take())).await.is_err() {
                 return;
             }
-            (id, session)
+            session
         }
-        (id, Err(e)) => {
-            let _ = out.send(Ok(proto::ServerFrame { ops: vec![failed(id, &e)] })).await;
+        Err(e) => {
+            responses.push_error(id, &e);
+            let _ = out.send(Ok(responses.take())).await;
             return;
         }
     };
     tracing::debug!(id, "session stream opened");
-    let mut stream = Stream {
+    let stream = Stream {
         session,
         settings,
+        reader: OpReader::new(settings.items_per_request_max),
         under_way: FuturesUnordered::new(),
-        ready: Vec::new(),
+        responses,
         out,
         over: false,
     };
-    stream.take_in(ops.collect()).await;
-    stream.serve(inbound).await;
+    stream.serve(ops, inbound).await;
+}
+
+/// The hello that every stream begins with, and its id.
+fn hello(first: Option<Result<frame::Op<'_>>>) -> Result<(u64, proto::Hello)> {
+    let op =
+        first.transpose()?.map(|op| codec::decode::<proto::ClientOp>(op.whole())).transpose()?;
+    match op {
+        Some(proto::ClientOp { id, op: Some(Op::Hello(hello)) }) => Ok((id, hello)),
+        _ => Err(invalid("the first operation of a session stream must be hello")),
+    }
 }
 
 /// Opens or resumes the session that a hello requests.
@@ -123,20 +135,41 @@ pub(crate) fn open(
     Ok((session, welcome))
 }
 
+/// An operation that was not decided at once.
+#[derive(Debug)]
+struct UnderWay {
+    id: u64,
+    pending: Pending,
+}
+
+impl Future for UnderWay {
+    type Output = (u64, Result<OpResponse>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let id = self.id;
+        self.pending.poll_unpin(cx).map(|result| (id, result))
+    }
+}
+
 struct Stream {
     session: Session,
     settings: ServerSettings,
-    under_way: FuturesUnordered<BoxFuture<'static, (u64, Result<OpResponse>)>>,
-    ready: Vec<proto::ServerOp>,
+    reader: OpReader,
+    under_way: FuturesUnordered<UnderWay>,
+    responses: Responses,
     out: Frames,
-    /// True once the client said goodbye, or does not read.
+    /// The client said goodbye, or does not read, or sends what cannot be read.
     over: bool,
 }
 
 impl Stream {
-    async fn serve(mut self, mut inbound: Streaming<proto::ClientFrame>) {
+    async fn serve(mut self, rest_of_first: Ops, mut inbound: Streaming<Bytes>) {
+        self.take_in(rest_of_first).await;
         let session = self.session.clone();
-        let mut attachment = session.attach();
+        let attachment = session.attach();
+        // Each is made once: to make one for each frame costs more than to look at it.
+        let mut current = attachment.clone();
+        let mut replaced = std::pin::pin!(current.replaced());
         let mut lost = std::pin::pin!(session.lost());
         let mut stopping = std::pin::pin!(session.stopping());
         let mut observed = false;
@@ -144,11 +177,11 @@ impl Stream {
             stream::unfold(session.waits(), async |mut waits| Some((waits.next().await, waits)));
         let mut notices = std::pin::pin!(notices);
         loop {
-            // All responses that are ready now go into the next frame.
-            while self.ready.len() < OPS_PER_FRAME_MAX
-                && let Some(Some((id, outcome))) = self.under_way.next().now_or_never()
+            // Everything that is ready by now rides in the next frame.
+            while self.responses.count() < OPS_PER_FRAME_MAX
+                && let Some(Some((id, result))) = self.under_way.next().now_or_never()
             {
-                self.ready.push(result(id, outcome));
+                self.responses.push_result(id, result);
             }
             if !self.flush().await || self.over {
                 return;
@@ -156,7 +189,7 @@ impl Stream {
             tokio::select! {
                 biased;
                 // T3: frames of an older stream are dropped.
-                () = attachment.replaced() => {
+                () = &mut replaced => {
                     self.notice(proto::notice::Notice::Replaced(proto::Replaced {}));
                     self.flush().await;
                     return;
@@ -172,58 +205,97 @@ impl Stream {
                     let notice = proto::ShuttingDown { grace_ms };
                     self.notice(proto::notice::Notice::ShuttingDown(notice));
                 }
-                Some((id, outcome)) = self.under_way.next(), if !self.under_way.is_empty() => {
-                    self.ready.push(result(id, outcome));
+                Some((id, result)) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.responses.push_result(id, result);
                 }
                 Some(waiting) = notices.next() => {
                     for waiting in waiting.iter().filter_map(convert::waiting_to_proto) {
                         self.notice(proto::notice::Notice::Waiting(waiting));
                     }
                 }
-                frame = inbound.message() => match frame {
-                    Ok(Some(frame)) => self.take_in(frame.ops).await,
-                    // P3: a lost connection is not a lost session. A message that was too large
-                    // ends the stream with its reason.
-                    Ok(None) => return,
-                    Err(status) => {
-                        let _ = self.out.try_send(Err(status));
+                frame = inbound.message() => {
+                    if !self.take_frames(frame, &mut inbound, &attachment).await {
                         return;
                     }
-                },
+                }
             }
         }
     }
 
-    async fn take_in(&mut self, ops: Vec<proto::ClientOp>) {
-        // Any frame shows that the client lives. An error here is the error of its operations too.
+    /// Takes a frame in, and those that have arrived after it: one frame answers all of them. Those
+    /// of an older stream do not count (T3). False if the stream has ended.
+    async fn take_frames(
+        &mut self,
+        first: Result<Option<Bytes>, Status>,
+        inbound: &mut Streaming<Bytes>,
+        attachment: &Attachment,
+    ) -> bool {
+        let mut next = Some(first);
+        while let Some(frame) = next {
+            if !self.take_frame(frame).await {
+                return false;
+            }
+            let more =
+                self.responses.count() < OPS_PER_FRAME_MAX && !self.over && attachment.is_current();
+            next = if more { inbound.message().now_or_never() } else { None };
+        }
+        true
+    }
+
+    /// False if the stream has ended.
+    async fn take_frame(&mut self, frame: Result<Option<Bytes>, Status>) -> bool {
+        match frame {
+            Ok(Some(frame)) => {
+                self.take_in(Ops::of(frame)).await;
+                return true;
+            }
+            // P3: a lost connection is not a lost session.
+            Ok(None) => {}
+            // A message that was too large ends the stream with its reason.
+            Err(status) => {
+                self.flush().await;
+                let _ = self.out.try_send(Err(status));
+            }
+        }
+        false
+    }
+
+    async fn take_in(&mut self, mut ops: Ops) {
+        // Any frame shows that the client lives. An error here is that of its operations, too.
         let _ = self.session.renew();
-        let session = self.session.clone();
-        // The operations stay here while the client does not read its responses.
-        let bytes = bytes_of(&ops);
-        let held = (bytes > FRAME_BYTES_SMALL).then(|| session.hold_frame(bytes)).transpose();
-        let no_room = held.as_ref().err();
-        for proto::ClientOp { id, op } in ops {
+        loop {
             // A frame of many small operations must not become one huge frame of responses.
-            if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {
+            if self.responses.count() >= OPS_PER_FRAME_MAX && !self.flush().await {
                 self.over = true;
+            }
+            if self.over {
                 return;
             }
-            match op {
-                None => {
-                    let e = invalid("the operation is empty, or newer than this server");
-                    self.ready.push(failed(id, &e));
+            let Some(op) = ops.next() else { return };
+            let read = op.and_then(|op| Ok((op.id, self.reader.read(&op)?)));
+            match read {
+                Ok((id, Asked::Goodbye)) => self.goodbye(id).await,
+                Ok((id, Asked::Txn(txn, operation))) => self.submit(id, txn, operation),
+                Ok((id, Asked::Large(op))) => self.large(id, op),
+                Ok((id, Asked::Heartbeat(heartbeat))) => self.heartbeat(id, heartbeat),
+                Ok((id, Asked::Refused(e))) => self.responses.push_error(id, &e),
+                // Nothing after it can be understood.
+                Err(e) => {
+                    self.flush().await;
+                    let _ = self.out.try_send(Err(convert::to_status(&e)));
+                    self.over = true;
                 }
-                Some(Op::Heartbeat(heartbeat)) => self.heartbeat(id, heartbeat),
-                Some(Op::Goodbye(_)) => {
-                    if !self.goodbye(id).await {
-                        return;
-                    }
-                }
-                Some(op) => match operation(op, self.settings.items_per_request_max, no_room) {
-                    Ok((txn, operation)) => self.submit(id, txn, operation),
-                    Err(e) => self.ready.push(failed(id, &e)),
-                },
             }
+        }
+    }
+
+    /// Takes an operation in whose message is large. It is counted until it was taken in.
+    fn large(&mut self, id: u64, op: Op) {
+        let session = self.session.clone();
+        let held = session.hold_frame(bytes_of(&op));
+        match self.reader.operation(op, held.as_ref().err()) {
+            Ok((txn, operation)) => self.submit(id, txn, operation),
+            Err(e) => self.responses.push_error(id, &e),
         }
     }
 
@@ -231,28 +303,27 @@ impl Stream {
         for acked in heartbeat.acked {
             self.session.ack(TxnNumber::new(acked.txn), Sequence::new(acked.sequence));
         }
-        self.ready.push(match self.session.renew() {
+        match self.session.renew() {
             Ok(promise) => {
                 let valid_for_ms = convert::millis_down(promise.valid_for);
-                response(id, Wire::Promise(proto::Promise { valid_for_ms }))
+                self.responses.push(id, Wire::Promise(proto::Promise { valid_for_ms }));
             }
-            Err(e) => failed(id, &e),
-        });
+            Err(e) => self.responses.push_error(id, &e),
+        }
     }
 
-    /// Closes the session. False if the client has gone, or does not read.
-    async fn goodbye(&mut self, id: u64) -> bool {
+    /// Closes the session.
+    async fn goodbye(&mut self, id: u64) {
         self.session.close().await;
         self.over = true;
-        // The operations in flight end with the session, and their callers get the error.
-        while let Some((id, outcome)) = self.under_way.next().await {
-            if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {
-                return false;
+        // The operations under way are over with the session, and their callers learn that.
+        while let Some((id, result)) = self.under_way.next().await {
+            if self.responses.count() >= OPS_PER_FRAME_MAX && !self.flush().await {
+                return;
             }
-            self.ready.push(result(id, outcome));
+            self.responses.push_result(id, result);
         }
-        self.ready.push(response(id, Wire::Done(proto::Done::default())));
-        true
+        self.responses.push(id, Wire::Done(proto::Done::default()));
     }
 
     fn submit(&mut self, id: u64, txn: TxnOp, operation: Operation) {
@@ -268,34 +339,38 @@ impl Stream {
             // The place in the transaction's order is taken all the same, so that later operations
             // can go on.
             drop(self.session.submit(txn, Operation::Refuse(error.clone())));
-            self.ready.push(failed(id, &error));
+            self.responses.push_error(id, &error);
             return;
         }
         let mut pending = self.session.submit(txn, operation);
         match (&mut pending).now_or_never() {
-            Some(outcome) => self.ready.push(result(id, outcome)),
-            None => self.under_way.push(pending.map(move |outcome| (id, outcome)).boxed()),
+            Some(result) => self.responses.push_result(id, result),
+            None => self.under_way.push(UnderWay { id, pending }),
         }
     }
 
     fn notice(&mut self, notice: proto::notice::Notice) {
-        self.ready.push(response(0, Wire::Notice(proto::Notice { notice: Some(notice) })));
+        self.responses.push(0, Wire::Notice(proto::Notice { notice: Some(notice) }));
     }
 
     /// Sends the responses that are ready. False if the client has gone, or does not read.
     async fn flush(&mut self) -> bool {
-        if self.ready.is_empty() {
+        if self.responses.count() == 0 {
             return true;
         }
-        let frame = proto::ServerFrame { ops: std::mem::take(&mut self.ready) };
-        match self.out.send_timeout(Ok(frame), self.settings.write_max()).await {
-            Ok(()) => true,
-            Err(_) => {
-                tracing::info!(
-                    "a session stream is cut: its client has gone, or does not read its responses"
-                );
-                false
+        let frame = self.responses.take();
+        let sent = match self.out.try_send(Ok(frame)) {
+            // Only one that has to wait needs a timer.
+            Err(mpsc::error::TrySendError::Full(frame)) => {
+                self.out.send_timeout(frame, self.settings.write_max()).await.is_ok()
             }
+            sent => sent.is_ok(),
+        };
+        if !sent {
+            tracing::info!(
+                "a session stream is cut: its client has gone, or does not read its answers"
+            );
         }
+        sent
     }
 }

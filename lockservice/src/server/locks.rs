@@ -1,14 +1,12 @@
 //! `lockservice.v1.Locks`.
 
-use std::pin::Pin;
-
-use futures::Stream;
 use lockservice_core::service::{OpResponse, Session, TxnOp, TxnOptions};
+use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::convert::{self, to_status as status};
+use crate::convert::{self, KnownTables, to_status as status};
 use crate::proto;
 use crate::server::caller::Caller;
 use crate::server::operation;
@@ -18,7 +16,7 @@ use crate::server::{ServerSettings, ServiceHost, Slot, connection};
 /// sessions.
 const FRAMES_WAITING_MAX: usize = 2;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct LocksApi {
     slot: Slot,
     settings: ServerSettings,
@@ -33,6 +31,23 @@ impl LocksApi {
         self.slot.get().map_err(|e| status(&e))
     }
 
+    /// Serves a session stream.
+    pub(super) fn stream(
+        &self,
+        request: Request<Streaming<Bytes>>,
+    ) -> Result<Response<ReceiverStream<Result<Bytes, Status>>>, Status> {
+        let (out, frames) = mpsc::channel(FRAMES_WAITING_MAX);
+        let quota = Caller::quota(request.extensions());
+        tokio::spawn(connection::run(
+            self.host()?.clone(),
+            self.settings,
+            quota,
+            request.into_inner(),
+            out,
+        ));
+        Ok(Response::new(ReceiverStream::new(frames)))
+    }
+
     fn session(&self, session: Option<proto::SessionRef>) -> Result<Session, Status> {
         let session = session.unwrap_or_default();
         let session =
@@ -45,22 +60,14 @@ impl LocksApi {
 
 #[tonic::async_trait]
 impl proto::locks_server::Locks for LocksApi {
-    type SessionStream = Pin<Box<dyn Stream<Item = Result<proto::ServerFrame, Status>> + Send>>;
+    type SessionStream = tokio_stream::Empty<Result<proto::ServerFrame, Status>>;
 
+    /// Not called: `session_stream` serves these calls, frame by frame as bytes.
     async fn session(
         &self,
-        request: Request<Streaming<proto::ClientFrame>>,
+        _: Request<Streaming<proto::ClientFrame>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let (out, frames) = mpsc::channel(FRAMES_WAITING_MAX);
-        let quota = Caller::quota(request.extensions());
-        tokio::spawn(connection::run(
-            self.host()?.clone(),
-            self.settings,
-            quota,
-            request.into_inner(),
-            out,
-        ));
-        Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
+        Err(Status::unimplemented("a session stream is served frame by frame"))
     }
 
     async fn open_session(
@@ -111,11 +118,12 @@ impl proto::locks_server::Locks for LocksApi {
     ) -> Result<Response<proto::Locked>, Status> {
         let request = request.into_inner();
         let session = self.session(request.session)?;
-        let lock = request
+        let mut lock = request
             .lock
             .ok_or_else(|| status(&operation::invalid("the call lacks what to lock")))?;
-        let (txn, operation) = operation::lock_operation(lock, self.settings.items_per_request_max)
-            .map_err(|e| status(&e))?;
+        let items_max = self.settings.items_per_request_max;
+        let read = operation::lock_operation(&mut lock, items_max, &mut KnownTables::default());
+        let (txn, operation) = read.map_err(|e| status(&e))?;
         // gRPC drops this call when the client cancels it.
         let mut cancel = CancelOnDrop { session: &session, txn: txn.clone(), armed: true };
         let mut response = session.submit(txn, operation);
@@ -133,8 +141,10 @@ impl proto::locks_server::Locks for LocksApi {
         };
         cancel.armed = false;
         match response.map_err(|e| status(&e))? {
-            OpResponse::Locked(granted) => Ok(Response::new(convert::granted_to_proto(&granted))),
-            _ => Err(Status::internal("a lock got another response")),
+            OpResponse::Locked(granted) => {
+                Ok(Response::new(convert::granted_to_proto(&granted, proto::Locked::default())))
+            }
+            _ => Err(Status::internal("a lock was answered with something else")),
         }
     }
 

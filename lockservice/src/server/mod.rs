@@ -15,8 +15,9 @@
 //! | `host`, `slot` | [`ServiceHost`]: a service that replaces itself; the slot of a service in a server |
 //! | `settings` | [`ServerSettings`] |
 //! | `incoming`, `caller`, `calls` | bounds: connections, quotas of callers, calls |
-//! | `gate`, `deadline` | the check of callers; the deadlines of calls |
-//! | `locks`, `connection`, `operation` | the API `Locks`: unary calls, the session stream, its messages |
+//! | `gate`, `deadline` | callers of other clusters are refused; calls end in time |
+//! | `locks` | the API `Locks`: its unary calls |
+//! | `session_stream`, `connection`, `operation` | the session stream: as a call, its life, its messages |
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
 
 mod admin;
@@ -35,6 +36,7 @@ mod operation;
 mod peer;
 mod peer_server;
 mod serving;
+mod session_stream;
 mod settings;
 mod slot;
 

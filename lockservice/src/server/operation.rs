@@ -4,50 +4,116 @@ use lockservice_core::service::{OpResponse, Operation, TxnOp, TxnOptions};
 use lockservice_core::table::Savepoint;
 use lockservice_core::{Error, ErrorKind, LockMode, Result, Sequence, TxnNumber};
 
-use crate::convert;
-use crate::proto::{self, client_op::Op, server_op::Response as Wire};
+use prost::Message as _;
+use prost::bytes::{Bytes, BytesMut};
 
-/// The estimated memory of the operations of a frame, beside its message: they share its bytes,
-/// which were charged when it arrived.
-pub(super) fn bytes_of(ops: &[proto::ClientOp]) -> usize {
-    let of_items = |rows: &[prost::bytes::Bytes], ranges: &[proto::KeyRange]| {
-        size_of_val(rows) + size_of_val(ranges)
-    };
-    let of_op = |op: &proto::ClientOp| match &op.op {
-        Some(Op::Lock(lock)) => of_items(&lock.rows, &lock.ranges),
-        Some(Op::Unlock(unlock)) => of_items(&unlock.rows, &unlock.ranges),
-        Some(Op::Downgrade(downgrade)) => of_items(&downgrade.rows, &downgrade.ranges),
-        Some(Op::Heartbeat(heartbeat)) => size_of_val(heartbeat.acked.as_slice()),
-        _ => 0,
-    };
-    size_of_val(ops) + ops.iter().map(of_op).sum::<usize>()
+use crate::convert::{self, KnownTables};
+use crate::proto::{self, client_op::Op, server_op::Response as Wire};
+use crate::{codec, frame};
+
+/// Messages that take no more bytes are decoded without a look at what their parts will take: that
+/// is not much.
+const MESSAGE_BYTES_SMALL: usize = 4 << 10;
+
+/// The numbers of messages in a `ClientOp`.
+const LOCK: u32 = 4;
+const END: u32 = 8;
+
+/// What an operation of a stream asks for.
+#[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
+pub(super) enum Asked {
+    /// An operation of a transaction.
+    Txn(TxnOp, Operation),
+    /// One whose message is large in memory.
+    Large(Op),
+    Heartbeat(proto::Heartbeat),
+    Goodbye,
+    /// It cannot be understood.
+    Refused(Error),
 }
 
-/// The operation of a transaction that `op` requests. A lock is refused with the error `no_room`,
-/// if there is one: its place in the order of the transaction is taken all the same.
-pub(super) fn operation(
-    op: Op,
+/// Reads the operations of one stream.
+#[derive(Debug)]
+pub(super) struct OpReader {
     items_max: usize,
-    no_room: Option<&Error>,
-) -> Result<(TxnOp, Operation)> {
+    tables: KnownTables,
+    /// The last lock request: its memory is used again.
+    lock: proto::LockOp,
+}
+
+impl OpReader {
+    pub(super) fn new(items_max: usize) -> Self {
+        Self { items_max, tables: KnownTables::default(), lock: proto::LockOp::default() }
+    }
+
+    /// Reads an operation. Fails with `InvalidArgument` if it is malformed, or has too many parts:
+    /// then the stream is of no use any more.
+    pub(super) fn read(&mut self, op: &frame::Op<'_>) -> Result<Asked> {
+        let small = op.kind().filter(|(_, length)| *length <= MESSAGE_BYTES_SMALL);
+        let asked = match small {
+            Some((LOCK, _)) => {
+                self.lock.clear();
+                self.lock.merge(op.message()).map_err(codec::malformed)?;
+                lock_operation(&mut self.lock, self.items_max, &mut self.tables)
+            }
+            Some((END, _)) => {
+                end_operation(proto::EndOp::decode(op.message()).map_err(codec::malformed)?)
+            }
+            _ => match codec::decode::<proto::ClientOp>(op.whole())?.op {
+                None => Err(invalid("the operation is empty, or newer than this server")),
+                Some(Op::Heartbeat(heartbeat)) => return Ok(Asked::Heartbeat(heartbeat)),
+                Some(Op::Goodbye(_)) => return Ok(Asked::Goodbye),
+                Some(op) if bytes_of(&op) > OP_BYTES_SMALL => return Ok(Asked::Large(op)),
+                Some(op) => self.operation(op, None),
+            },
+        };
+        Ok(asked.map_or_else(Asked::Refused, |(txn, operation)| Asked::Txn(txn, operation)))
+    }
+
+    /// The operation of a transaction that `op` asks for. A lock is refused with the error
+    /// `no_room`, if there is one: its place in the order of the transaction is taken all the same.
+    pub(super) fn operation(
+        &mut self,
+        op: Op,
+        no_room: Option<&Error>,
+    ) -> Result<(TxnOp, Operation)> {
+        match op {
+            Op::Lock(lock) if let Some(e) = no_room => {
+                Ok((txn_op(lock.txn)?, Operation::Refuse(e.clone())))
+            }
+            Op::Lock(mut lock) => lock_operation(&mut lock, self.items_max, &mut self.tables),
+            Op::Unlock(unlock) => unlock_operation(unlock, self.items_max),
+            Op::Downgrade(downgrade) => downgrade_operation(downgrade, self.items_max),
+            Op::Savepoint(savepoint) => savepoint_operation(savepoint),
+            Op::RollBackTo(back) => roll_back_to_operation(back),
+            Op::End(end) => end_operation(end),
+            Op::Cancel(cancel) => Ok((
+                txn_op(cancel.txn)?,
+                Operation::Cancel { sequence: Sequence::new(cancel.cancelled) },
+            )),
+            // The stream takes the last two itself.
+            Op::Hello(_) | Op::Heartbeat(_) | Op::Goodbye(_) => {
+                Err(invalid("a stream carries one session: hello comes first, and once"))
+            }
+        }
+    }
+}
+
+/// Operations that take no more memory are not counted while they are read: a stream has one at a
+/// time.
+const OP_BYTES_SMALL: usize = 64 << 10;
+
+/// About how much memory an operation takes, beside its message: it shares its bytes, which were
+/// charged when it arrived.
+pub(super) fn bytes_of(op: &Op) -> usize {
+    let of_items =
+        |rows: &[Bytes], ranges: &[proto::KeyRange]| size_of_val(rows) + size_of_val(ranges);
     match op {
-        Op::Lock(lock) if let Some(e) = no_room => {
-            Ok((txn_op(lock.txn)?, Operation::Refuse(e.clone())))
-        }
-        Op::Lock(lock) => lock_operation(lock, items_max),
-        Op::Unlock(unlock) => unlock_operation(unlock, items_max),
-        Op::Downgrade(downgrade) => downgrade_operation(downgrade, items_max),
-        Op::Savepoint(savepoint) => savepoint_operation(savepoint),
-        Op::RollBackTo(back) => roll_back_to_operation(back),
-        Op::End(end) => end_operation(end),
-        Op::Cancel(cancel) => Ok((
-            txn_op(cancel.txn)?,
-            Operation::Cancel { sequence: Sequence::new(cancel.cancelled) },
-        )),
-        // The stream takes the last two itself.
-        Op::Hello(_) | Op::Heartbeat(_) | Op::Goodbye(_) => {
-            Err(invalid("a stream carries one session: hello comes first, and once"))
-        }
+        Op::Lock(lock) => of_items(&lock.rows, &lock.ranges),
+        Op::Unlock(unlock) => of_items(&unlock.rows, &unlock.ranges),
+        Op::Downgrade(downgrade) => of_items(&downgrade.rows, &downgrade.ranges),
+        Op::Heartbeat(heartbeat) => size_of_val(heartbeat.acked.as_slice()),
+        _ => 0,
     }
 }
 
@@ -65,14 +131,15 @@ fn txn_op(txn: Option<proto::TxnRef>) -> Result<TxnOp> {
     })
 }
 
+/// Takes the transaction out of `lock`.
 pub(super) fn lock_operation(
-    mut lock: proto::LockOp,
+    lock: &mut proto::LockOp,
     items_max: usize,
+    tables: &mut KnownTables,
 ) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(lock.txn.take())?;
-    let spec = convert::lock_spec_from_proto(lock, items_max);
-    // A malformed request takes its place in the transaction's order too, for the client numbered
-    // it.
+    let spec = convert::lock_spec_from_proto(lock, items_max, tables);
+    // A malformed request takes its place in the transaction's order too: the client numbered it.
     Ok((txn, spec.map_or_else(Operation::Refuse, Operation::Lock)))
 }
 
@@ -82,7 +149,7 @@ pub(super) fn unlock_operation(
 ) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(unlock.txn)?;
     let parsed = convert::table_from_proto(&unlock.group, &unlock.table).and_then(|table| {
-        let items = convert::items_from_proto(&unlock.rows, unlock.ranges, items_max)?;
+        let items = convert::items_from_proto(&unlock.rows, &unlock.ranges, items_max)?;
         if items.is_empty() {
             return Err(invalid(
                 "an unlock names nothing: give rows or ranges, or end the transaction",
@@ -108,7 +175,7 @@ pub(super) fn downgrade_operation(
 ) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(downgrade.txn)?;
     let parsed = convert::table_from_proto(&downgrade.group, &downgrade.table).and_then(|table| {
-        let items = convert::items_from_proto(&downgrade.rows, downgrade.ranges, items_max)?;
+        let items = convert::items_from_proto(&downgrade.rows, &downgrade.ranges, items_max)?;
         let mode = convert::mode_from_proto(downgrade.mode)?;
         if items.is_empty() || mode == LockMode::Exclusive {
             return Err(invalid(
@@ -129,25 +196,72 @@ pub(super) fn roll_back_to_operation(back: proto::RollBackToOp) -> Result<(TxnOp
     Ok((txn_op(back.txn)?, Operation::RollBackTo(Savepoint::new(back.savepoint))))
 }
 
-pub(super) fn response(id: u64, wire: Wire) -> proto::ServerOp {
-    proto::ServerOp { id, response: Some(wire) }
+/// The responses that go out in the next frame.
+#[derive(Debug, Default)]
+pub(super) struct Responses {
+    frame: BytesMut,
+    count: usize,
+    /// The last grant: its memory is used again.
+    locked: proto::ServerOp,
 }
 
-pub(super) fn failed(id: u64, error: &Error) -> proto::ServerOp {
-    response(id, Wire::Error(convert::error_to_proto(error)))
+impl Responses {
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Takes the frame out.
+    pub(super) fn take(&mut self) -> Bytes {
+        self.count = 0;
+        self.frame.split().freeze()
+    }
+
+    pub(super) fn push(&mut self, id: u64, response: Wire) {
+        self.count += 1;
+        frame::push(&mut self.frame, &proto::ServerOp { id, response: Some(response) });
+    }
+
+    pub(super) fn push_error(&mut self, id: u64, error: &Error) {
+        self.push(id, Wire::Error(convert::error_to_proto(error)));
+    }
+
+    pub(super) fn push_result(&mut self, id: u64, result: Result<OpResponse>) {
+        match result {
+            Ok(OpResponse::Locked(granted)) => {
+                let last = match self.locked.response.take() {
+                    Some(Wire::Locked(last)) => last,
+                    _ => proto::Locked::default(),
+                };
+                let locked = Wire::Locked(convert::granted_to_proto(&granted, last));
+                self.locked = proto::ServerOp { id, response: Some(locked) };
+                self.count += 1;
+                frame::push(&mut self.frame, &self.locked);
+            }
+            Ok(OpResponse::Savepoint(savepoint)) => {
+                self.push(id, Wire::Savepoint(proto::Savepoint { number: savepoint.get() }));
+            }
+            Ok(OpResponse::Done { released }) => {
+                self.push(id, Wire::Done(convert::done_to_proto(released)));
+            }
+            Err(e) => self.push_error(id, &e),
+        }
+    }
 }
 
-pub(super) fn result(id: u64, result: Result<OpResponse>) -> proto::ServerOp {
-    match result {
-        Ok(OpResponse::Locked(granted)) => {
-            response(id, Wire::Locked(convert::granted_to_proto(&granted)))
-        }
-        Ok(OpResponse::Savepoint(savepoint)) => {
-            response(id, Wire::Savepoint(proto::Savepoint { number: savepoint.get() }))
-        }
-        Ok(OpResponse::Done { released }) => {
-            response(id, Wire::Done(convert::done_to_proto(released)))
-        }
-        Err(e) => failed(id, &e),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_the_usual_operations_are_those_of_the_messages() {
+        let number = |op| {
+            let mut frame = BytesMut::new();
+            frame::push(&mut frame, &proto::ClientOp { id: 1, op: Some(op) });
+            let mut ops = frame::Ops::of(frame.freeze());
+            ops.next().expect("one").expect("well formed").kind().expect("one message").0
+        };
+        assert_eq!(number(Op::Lock(proto::LockOp::default())), LOCK);
+        assert_eq!(number(Op::End(proto::EndOp::default())), END);
     }
 }

@@ -31,7 +31,7 @@ use super::workload::{Want, Workload};
 use crate::cli::args::Serves;
 use crate::cli::exit::Failure;
 use crate::convert::lock_spec_to_proto;
-use crate::proto::{ClientFrame, ClientOp, TxnRef, client_op};
+use crate::proto::{ClientFrame, ClientOp, LockOp, TxnRef, client_op};
 
 const PATH: &str = "/lockservice.bench.Echo/Echo";
 
@@ -112,7 +112,7 @@ struct EchoCaller {
 #[async_trait]
 impl Caller for EchoCaller {
     async fn cycle(&mut self, want: &Want) -> Result<()> {
-        let mut lock = lock_spec_to_proto(&want.spec(&self.table)?);
+        let mut lock = lock_spec_to_proto(&want.spec(&self.table)?, LockOp::default());
         lock.txn = Some(TxnRef { number: 1_000, sequence: 1, ..TxnRef::default() });
         let op = ClientOp { id: self.number, op: Some(client_op::Op::Lock(lock)) };
         let gone = || Error::new(ErrorKind::Unavailable, "the echo's stream ended");

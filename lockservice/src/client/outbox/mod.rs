@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `mod.rs` | the way of operations into frames |
 //! | `response` | the way of a response to its caller |
-//! | `state`, `pending` | the state under the mutex; operations without a response |
+//! | `state`, `pending`, `slots` | the state under the mutex; operations without a response; their ids |
 
 mod pending;
 mod response;
+mod slots;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -15,26 +16,28 @@ mod tests;
 use std::task::{Context, Poll, Waker};
 
 use lockservice_core::clock::{Clock, Time};
-use lockservice_core::service::{Granted, TxnOptions, Waiting, WaitsFor};
+use lockservice_core::service::{Granted, LockSpec, TxnOptions, Waiting, WaitsFor};
 use lockservice_core::table::{Commit, Savepoint};
 use lockservice_core::{Result, Sequence, TxnNumber};
 use parking_lot::Mutex;
 use prost::Message as _;
+use prost::bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
-use self::pending::{Pending, What};
-pub(super) use self::response::ResponseEffect;
+use self::pending::{Encoded, Pending, What};
+pub(super) use self::response::{Response, ResponseEffect};
+use self::slots::Slots;
 use self::state::OutboxState;
 pub(super) use self::state::{OpId, StreamNumber};
-use crate::convert::commit_to_proto;
+use crate::convert::{commit_to_proto, lock_spec_to_proto};
 use crate::proto;
 use crate::proto::client_op::Op;
 
 /// The largest number of operations in one frame.
-const FRAME_OPS_MAX: usize = 128;
+const FRAME_OPS_MAX: usize = 512;
 /// The largest frame of several operations, in bytes. A renewal goes first in the next frame, so no
 /// more than this is ahead of it; an operation that is larger by itself goes alone.
-const FRAME_BYTES_MAX: usize = 4 << 10;
+const FRAME_BYTES_MAX: usize = 16 << 10;
 /// The largest number of operations of one transaction under way. A server keeps at least this
 /// many, and as many again for their cancels.
 const TXN_OPS_MAX: u32 = 64;
@@ -65,21 +68,25 @@ pub(super) struct CallContext<'a> {
 /// Names a lock operation that is under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallId {
-    txn: TxnNumber,
+    txn: TxnKey,
     sequence: Sequence,
 }
+
+/// The key of a transaction that has begun and not ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct TxnKey(u64);
 
 /// The number and options of a transaction.
 #[derive(Debug)]
 pub(super) struct NumberedTxn {
-    /// Its number; `None` until its first operation.
-    number: Mutex<Option<TxnNumber>>,
+    /// Not set until its first operation.
+    key: Mutex<Option<TxnKey>>,
     options: TxnOptions,
 }
 
 impl NumberedTxn {
     pub(super) fn new(options: TxnOptions) -> Self {
-        Self { number: Mutex::new(None), options }
+        Self { key: Mutex::new(None), options }
     }
 }
 
@@ -89,26 +96,33 @@ impl Outbox {
     pub(super) fn lock(
         &self,
         txn_number: &NumberedTxn,
-        mut op: proto::LockOp,
+        spec: &LockSpec,
         context: CallContext<'_>,
         permit: OwnedSemaphorePermit,
     ) -> Result<(CallId, oneshot::Receiver<Result<Granted>>)> {
         let (reply, response) = oneshot::channel();
-        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
         // The transaction's number is chosen and its operation queued in one step: numbers must
         // arrive in rising order.
-        let mut number = txn_number.number.lock();
+        let mut key = txn_number.key.lock();
         let mut state = self.state.lock();
+        let last = std::mem::take(&mut state.lock);
+        state.lock = lock_spec_to_proto(spec, last);
+        let bytes = state.lock.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
         state.check_size(bytes)?;
-        let (call, txn) = state.next_op(&mut number, &txn_number.options)?;
-        op.txn = Some(txn);
-        let what = What::Lock { txn: call.txn, sequence: call.sequence, reply, _permit: permit };
+        let (call, reference) = state.next_op(&mut key, &txn_number.options)?;
         if let Some(waits) = context.waits {
-            state.listening.insert((call.txn, call.sequence), waits.clone());
+            let number = TxnNumber::new(reference.number);
+            state.listening.insert((number, call.sequence), waits.clone());
         }
+        state.lock.txn = Some(reference);
+        // Told when it is sent.
+        (state.lock.timeout_ms, state.lock.snapshot_age_ms) = (None, None);
+        let op = Encoded::lock(&state.lock);
+        let CallId { txn, sequence } = call;
+        let what = What::Lock { txn, sequence, reply, _permit: permit };
         let CallContext { deadline, snapshot, .. } = context;
         let waker =
-            state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: None });
+            state.push(Pending { deadline, snapshot, ..Pending::timeless(op, bytes, what) });
         drop(state);
         wake(waker);
         Ok((call, response))
@@ -151,10 +165,10 @@ impl Outbox {
         what: impl FnOnce(CallId) -> What,
     ) -> Result<()> {
         let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
-        let mut number = txn_number.number.lock();
+        let mut key = txn_number.key.lock();
         let mut state = self.state.lock();
         state.check_size(bytes)?;
-        let (call, txn) = state.next_op(&mut number, &txn_number.options)?;
+        let (call, txn) = state.next_op(&mut key, &txn_number.options)?;
         let what = what(call);
         let of_op = match &mut op {
             Op::Unlock(op) => Some(&mut op.txn),
@@ -172,8 +186,7 @@ impl Outbox {
         if let Some(of_op) = of_op {
             *of_op = Some(txn);
         }
-        let waker =
-            state.push(Pending { op, bytes, what, deadline: None, snapshot: None, sent: None });
+        let waker = state.push(Pending::timeless(Encoded::of(&op), bytes, what));
         drop(state);
         wake(waker);
         Ok(())
@@ -185,21 +198,14 @@ impl Outbox {
         txn_number: &NumberedTxn,
         commit: Option<Commit>,
     ) -> Option<oneshot::Receiver<Result<()>>> {
-        let number = (*txn_number.number.lock())?;
+        let txn = (*txn_number.key.lock())?;
         let (reply, response) = oneshot::channel();
         let mut state = self.state.lock();
-        let (sequence, txn) = state.release_op(number)?;
-        let what = What::Release {
-            txn: number,
-            sequence,
-            cancelled: None,
-            ends: true,
-            reply: Some(reply),
-        };
+        let (sequence, reference) = state.release_op(txn)?;
+        let what = What::Release { txn, sequence, cancelled: None, ends: true, reply: Some(reply) };
         let (commit_timestamp, definition_changed) = commit_to_proto(commit);
-        let op = Op::End(proto::EndOp { txn: Some(txn), commit_timestamp, definition_changed });
-        let waker =
-            state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None });
+        let op = proto::EndOp { txn: Some(reference), commit_timestamp, definition_changed };
+        let waker = state.push(Pending::timeless(Encoded::of(&Op::End(op)), 64, what));
         drop(state);
         wake(waker);
         Some(response)
@@ -216,24 +222,27 @@ impl Outbox {
 
     /// Notes that the caller has taken the response of a lock call: the server may forget it.
     pub(super) fn acknowledge(&self, call: CallId) {
-        if let Some(txn) = self.state.lock().txns.get_mut(&call.txn) {
+        if let Some(txn) = self.state.lock().txns.get_mut(call.txn.0) {
             txn.acknowledge(call.sequence);
         }
     }
 
-    /// Adds a renewal, ahead of everything that is not sent yet.
+    /// Until the returned value is dropped, an operation that is put in does not wake the sender:
+    /// the next operations of several callers share a frame.
+    pub(super) fn gather(&self) -> Gathering<'_> {
+        self.state.lock().gathering = true;
+        Gathering(self)
+    }
+
+    /// Puts a renewal in, ahead of everything that is not sent yet.
     pub(super) fn heartbeat(&self) {
         let mut state = self.state.lock();
-        let op = Op::Heartbeat(proto::Heartbeat::default());
-        let bytes = OP_OVERHEAD_BYTES;
-        let waker = state.push_first(Pending {
-            op,
-            bytes,
-            what: What::Heartbeat,
-            deadline: None,
-            snapshot: None,
-            sent: None,
-        });
+        let op = Pending::timeless(
+            Encoded::of(&Op::Heartbeat(proto::Heartbeat::default())),
+            OP_OVERHEAD_BYTES,
+            What::Heartbeat,
+        );
+        let waker = state.push_first(op);
         drop(state);
         wake(waker);
     }
@@ -258,8 +267,12 @@ impl Outbox {
         state.open = true;
         state.frame_bytes_max = frame_bytes_max;
         // A renewal counts from its send on this stream, so an old one is useless.
-        state.pending.retain(|_, pending| !matches!(pending.what, What::Heartbeat));
-        state.unsent = state.pending.keys().copied().collect();
+        let is_renewal = |(_, pending): &(_, &Pending)| matches!(pending.what, What::Heartbeat);
+        let old: Vec<_> = state.pending.iter().filter(is_renewal).map(|(id, _)| id).collect();
+        for id in old {
+            state.pending.dropped(id);
+        }
+        state.send_all();
         let waker = state.waker.take();
         drop(state);
         wake(waker);
@@ -280,28 +293,29 @@ impl Outbox {
         number: StreamNumber,
         clock: &dyn Clock,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<proto::ClientFrame>> {
+    ) -> Poll<Option<Bytes>> {
         let mut state = self.state.lock();
         if state.stream != number {
             return Poll::Ready(None);
         }
-        let mut ops = Vec::new();
-        let mut bytes = 0;
-        while state.open && ops.len() < FRAME_OPS_MAX {
+        let (mut frame, mut ops, mut bytes) = (BytesMut::new(), 0, 0);
+        let now = clock.now();
+        while state.open && ops < FRAME_OPS_MAX {
             let Some(&id) = state.unsent.front() else { break };
             let bytes_max = state.frame_bytes_max.min(FRAME_BYTES_MAX);
-            let Some(pending) = state.pending.get_mut(&id) else {
+            let Some(pending) = state.pending.get_mut(id.get()) else {
                 state.unsent.pop_front();
                 continue;
             };
-            if !ops.is_empty() && bytes + pending.bytes > bytes_max {
+            if ops > 0 && bytes + pending.bytes > bytes_max {
                 break;
             }
             bytes += pending.bytes;
-            ops.push(proto::ClientOp { id: id.get(), op: Some(pending.for_the_wire(clock)) });
+            ops += 1;
+            pending.send(id, now, &mut frame);
             state.unsent.pop_front();
         }
-        if ops.is_empty() {
+        if ops == 0 {
             // The task is rarely another one, and cloning a waker costs more than a comparison.
             match &mut state.waker {
                 Some(waker) => waker.clone_from(cx.waker()),
@@ -309,7 +323,7 @@ impl Outbox {
             }
             return Poll::Pending;
         }
-        Poll::Ready(Some(proto::ClientFrame { ops }))
+        Poll::Ready(Some(frame.freeze()))
     }
 
     /// Closes the outbox: nothing is sent any more, and no response comes.
@@ -321,12 +335,26 @@ impl Outbox {
         let pending = std::mem::take(&mut state.pending);
         let listening = std::mem::take(&mut state.listening);
         state.unsent.clear();
-        state.txns.clear();
+        state.txns = Slots::default();
         let waker = state.waker.take();
         drop(state);
         wake(waker);
         // Dropped senders end the calls.
         drop((pending, listening));
+    }
+}
+
+/// See [`Outbox::gather`].
+#[derive(Debug)]
+pub(super) struct Gathering<'a>(&'a Outbox);
+
+impl Drop for Gathering<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.gathering = false;
+        let waker = if state.unsent.is_empty() { None } else { state.waker_if_open() };
+        drop(state);
+        wake(waker);
     }
 }
 

@@ -2,21 +2,57 @@
 
 use std::collections::BTreeSet;
 
-use lockservice_core::clock::{Clock, Time};
+use lockservice_core::clock::Time;
 use lockservice_core::service::Granted;
 use lockservice_core::table::Savepoint;
 use lockservice_core::{Result, Sequence, TxnNumber};
+use prost::Message as _;
+use prost::bytes::BytesMut;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::CallId;
+use super::{CallId, OpId, TxnKey};
 use crate::convert::millis_up;
-use crate::proto;
 use crate::proto::client_op::Op;
+use crate::{frame, proto};
+
+/// The number of the message of a lock in a `ClientOp`.
+const LOCK: u32 = 4;
+
+/// An encoded operation, without the fields that depend on the time of its send.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    number: u32,
+    message: Vec<u8>,
+}
+
+impl Encoded {
+    pub(super) fn lock(op: &proto::LockOp) -> Self {
+        Self { number: LOCK, message: op.encode_to_vec() }
+    }
+
+    pub(super) fn of(op: &Op) -> Self {
+        let (number, message) = match op {
+            Op::Hello(op) => (2, op.encode_to_vec()),
+            Op::Heartbeat(op) => (3, op.encode_to_vec()),
+            Op::Lock(op) => return Self::lock(op),
+            Op::Unlock(op) => (5, op.encode_to_vec()),
+            Op::Cancel(op) => (6, op.encode_to_vec()),
+            Op::Goodbye(op) => (7, op.encode_to_vec()),
+            Op::End(op) => (8, op.encode_to_vec()),
+            Op::Downgrade(op) => (9, op.encode_to_vec()),
+            Op::Savepoint(op) => (10, op.encode_to_vec()),
+            Op::RollBackTo(op) => (11, op.encode_to_vec()),
+        };
+        Self { number, message }
+    }
+}
 
 /// An operation without a response.
 #[derive(Debug)]
 pub(super) struct Pending {
-    pub(super) op: Op,
+    /// Its place in the order of all.
+    pub(super) order: u64,
+    pub(super) op: Encoded,
     pub(super) bytes: usize,
     pub(super) what: What,
     /// The end of the wait that the operation requests.
@@ -33,21 +69,21 @@ pub(super) struct Pending {
 pub(super) enum What {
     /// A caller, which acknowledges the sequence when it has taken the response.
     Lock {
-        txn: TxnNumber,
+        txn: TxnKey,
         sequence: Sequence,
         reply: oneshot::Sender<Result<Granted>>,
         _permit: OwnedSemaphorePermit,
     },
     /// The caller need not wait.
     Release {
-        txn: TxnNumber,
+        txn: TxnKey,
         sequence: Sequence,
         cancelled: Option<Sequence>,
         ends: bool,
         reply: Option<oneshot::Sender<Result<()>>>,
     },
     Savepoint {
-        txn: TxnNumber,
+        txn: TxnKey,
         sequence: Sequence,
         reply: oneshot::Sender<Result<Savepoint>>,
     },
@@ -57,6 +93,8 @@ pub(super) enum What {
 /// Numbering of one transaction's operations (T2).
 #[derive(Debug, Default)]
 pub(super) struct Sequences {
+    /// The transaction.
+    pub(super) number: TxnNumber,
     pub(super) last: Sequence,
     /// All responses up to here were taken by their callers.
     pub(super) acked: Sequence,
@@ -73,10 +111,10 @@ impl Sequences {
         self.last
     }
 
-    /// The last operation as it goes to the server, in transaction `number`.
-    pub(super) fn reference(&self, number: TxnNumber) -> proto::TxnRef {
+    /// The last operation as it goes to the server.
+    pub(super) fn reference(&self) -> proto::TxnRef {
         proto::TxnRef {
-            number: number.get(),
+            number: self.number.get(),
             sequence: self.last.get(),
             acked: self.acked.get(),
             ..proto::TxnRef::default()
@@ -87,6 +125,10 @@ impl Sequences {
         if sequence <= self.acked {
             return;
         }
+        if sequence == self.acked.next() && self.acked_above.is_empty() {
+            self.acked = sequence;
+            return;
+        }
         self.acked_above.insert(sequence);
         while self.acked_above.remove(&self.acked.next()) {
             self.acked = self.acked.next();
@@ -95,32 +137,69 @@ impl Sequences {
 }
 
 impl Pending {
+    /// One that does not depend on the time of its send.
+    pub(super) fn timeless(op: Encoded, bytes: usize, what: What) -> Self {
+        Self { order: 0, op, bytes, what, deadline: None, snapshot: None, sent: None }
+    }
+
     /// Takes a lock's caller out. The operation stays, is refused, and uses the lock's number up:
     /// the server may never have seen that (T2). `None` for anything but a lock.
     pub(super) fn take_lock(&mut self) -> Option<(CallId, What)> {
-        let (Op::Lock(lock), &What::Lock { txn, sequence, .. }) = (&mut self.op, &self.what) else {
-            return None;
-        };
+        let &What::Lock { txn, sequence, .. } = &self.what else { return None };
+        // Rare: so what was encoded is read again.
+        let reference = proto::LockOp::decode(&*self.op.message).ok()?.txn;
         // An unlock without items.
-        self.op = Op::Unlock(proto::UnlockOp { txn: lock.txn.take(), ..Default::default() });
+        self.op =
+            Encoded::of(&Op::Unlock(proto::UnlockOp { txn: reference, ..Default::default() }));
         (self.bytes, self.deadline, self.snapshot) = (0, None, None);
         let refused = What::Release { txn, sequence, cancelled: None, ends: false, reply: None };
         Some((CallId { txn, sequence }, std::mem::replace(&mut self.what, refused)))
     }
 
-    pub(super) fn for_the_wire(&mut self, clock: &dyn Clock) -> Op {
-        // P2: read before the frame is handed on, so before it can be sent.
-        let now = clock.now();
-        let mut op = self.op.clone();
-        if let (Op::Lock(lock), Some(deadline)) = (&mut op, self.deadline) {
-            // The time-out counts from the call, and not from this send.
-            lock.timeout_ms = Some(millis_up(deadline.remaining(now)));
-        }
-        if let (Op::Lock(lock), Some(snapshot)) = (&mut op, self.snapshot) {
-            // C5: the age at the time of the send.
-            lock.snapshot_age_ms = Some(millis_up(now.since(snapshot)));
-        }
+    /// Appends it to a frame that is sent `now` or later. P2: that was read before the frame is
+    /// handed on, so before it can be sent.
+    pub(super) fn send(&mut self, id: OpId, now: Time, frame: &mut BytesMut) {
         self.sent = Some(now);
-        op
+        let mut times = Vec::new();
+        if self.deadline.is_some() || self.snapshot.is_some() {
+            let times_now = proto::LockOp {
+                // The time-out counts from the call, and not from this send.
+                timeout_ms: self.deadline.map(|deadline| millis_up(deadline.remaining(now))),
+                // C5: the age at the time of the send.
+                snapshot_age_ms: self.snapshot.map(|snapshot| millis_up(now.since(snapshot))),
+                ..proto::LockOp::default()
+            };
+            times = times_now.encode_to_vec();
+        }
+        frame::push_encoded(frame, id.get(), self.op.number, [&self.op.message, &times]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_encoded_as_its_message_says() {
+        let txn = Some(proto::TxnRef { number: 7, sequence: 1, ..proto::TxnRef::default() });
+        let ops = [
+            Op::Hello(proto::Hello { ttl_ms: 1, ..Default::default() }),
+            Op::Heartbeat(proto::Heartbeat::default()),
+            Op::Lock(proto::LockOp { txn: txn.clone(), ..Default::default() }),
+            Op::Unlock(proto::UnlockOp { txn: txn.clone(), ..Default::default() }),
+            Op::Cancel(proto::CancelOp { txn: txn.clone(), cancelled: 3 }),
+            Op::Goodbye(proto::Goodbye::default()),
+            Op::End(proto::EndOp { txn: txn.clone(), ..Default::default() }),
+            Op::Downgrade(proto::DowngradeOp { txn: txn.clone(), ..Default::default() }),
+            Op::Savepoint(proto::SavepointOp { txn: txn.clone() }),
+            Op::RollBackTo(proto::RollBackToOp { txn, savepoint: 4 }),
+        ];
+        for op in ops {
+            let mut pending = Pending::timeless(Encoded::of(&op), 0, What::Heartbeat);
+            let mut frame = BytesMut::new();
+            pending.send(OpId::new(300), Time::ZERO, &mut frame);
+            let sent = proto::ClientFrame::decode(frame.freeze()).expect("well formed");
+            assert_eq!(sent.ops, [proto::ClientOp { id: 300, op: Some(op) }]);
+        }
     }
 }

@@ -3,13 +3,26 @@
 use std::time::Duration;
 
 use lockservice_core::clock::Time;
-use lockservice_core::service::Granted;
+use lockservice_core::service::{Granted, Promise};
 use lockservice_core::table::Savepoint;
 use lockservice_core::{Error, ErrorKind, Result};
 
 use super::pending::{Pending, What};
 use super::{CallId, FRAME_BYTES_MAX, OpId, Outbox, wake};
-use crate::proto::server_op::Response;
+
+/// A response that is no error.
+#[allow(clippy::large_enum_variant, reason = "moved once; a grant is the usual response")]
+#[derive(Debug)]
+pub(in crate::client) enum Response {
+    /// A grant, or why it cannot be read.
+    Granted(Result<Granted>),
+    /// A renewal was acknowledged.
+    Promise(Promise),
+    /// A savepoint was set.
+    Savepoint(Savepoint),
+    /// Anything else.
+    Done,
+}
 
 /// The work of the driver after a response.
 #[derive(Debug)]
@@ -32,23 +45,25 @@ impl Outbox {
         &self,
         id: OpId,
         response: Result<Response>,
-        accept: impl FnOnce() -> Result<()>,
+        accept: &Result<()>,
     ) -> ResponseEffect {
         let mut state = self.state.lock();
-        // The operation is unknown: an older stream had sent it.
-        let Some(pending) = state.pending.remove(&id) else { return ResponseEffect::None };
-        // No response comes before its operation was sent.
-        let sent = pending.sent.unwrap_or_default();
+        // No response comes before its operation was sent. One without an operation is left over
+        // from an older stream.
+        let id = id.get();
+        let sent = state.pending.get_mut(id).and_then(|pending| pending.sent);
+        let Some((sent, pending)) = sent.and_then(|sent| Some((sent, state.pending.answered(id)?)))
+        else {
+            return ResponseEffect::None;
+        };
         match pending.what {
             What::Heartbeat => match response {
-                Ok(Response::Promise(promise)) => {
-                    ResponseEffect::Renewed(sent, Duration::from_millis(promise.valid_for_ms))
-                }
+                Ok(Response::Promise(promise)) => ResponseEffect::Renewed(sent, promise.valid_for),
                 Ok(_) => ResponseEffect::None,
                 Err(e) => ResponseEffect::Lost(e),
             },
             What::Release { txn, sequence, cancelled, ends, reply } => {
-                if let Some(slot) = state.txns.get_mut(&txn) {
+                if let Some(slot) = state.txns.get_mut(txn.0) {
                     slot.under_way = slot.under_way.saturating_sub(1);
                     slot.acknowledge(sequence);
                     if let Some(cancelled) = cancelled {
@@ -56,7 +71,7 @@ impl Outbox {
                     }
                 }
                 if ends {
-                    state.txns.remove(&txn);
+                    state.txns.dropped(txn.0);
                 }
                 drop(state);
                 if let Some(reply) = reply {
@@ -66,13 +81,13 @@ impl Outbox {
                 ResponseEffect::None
             }
             What::Savepoint { txn, sequence, reply } => {
-                if let Some(slot) = state.txns.get_mut(&txn) {
+                if let Some(slot) = state.txns.get_mut(txn.0) {
                     slot.under_way = slot.under_way.saturating_sub(1);
                     slot.acknowledge(sequence);
                 }
                 drop(state);
                 let savepoint = response.and_then(|response| match response {
-                    Response::Savepoint(savepoint) => Ok(Savepoint::new(savepoint.number)),
+                    Response::Savepoint(savepoint) => Ok(savepoint),
                     _ => Err(Error::new(
                         ErrorKind::Internal,
                         "the server sent another response to a request for a savepoint",
@@ -84,8 +99,8 @@ impl Outbox {
             }
             What::Lock { txn, sequence, reply, _permit } => {
                 // Dropped when the mutex is free.
-                let _listener = state.stop_listening(txn, sequence);
-                if let Some(slot) = state.txns.get_mut(&txn) {
+                let _listener = state.stop_listening(CallId { txn, sequence });
+                if let Some(slot) = state.txns.get_mut(txn.0) {
                     slot.under_way = slot.under_way.saturating_sub(1);
                 }
                 let (result, effect) = match response {
@@ -113,13 +128,13 @@ impl Outbox {
         let mut state = self.state.lock();
         let is_large =
             |pending: &Pending| pending.sent.is_some() && pending.bytes > FRAME_BYTES_MAX;
-        let large: Vec<OpId> =
-            state.pending.iter().filter(|(_, p)| is_large(p)).map(|(id, _)| *id).collect();
+        let large: Vec<u64> =
+            state.pending.iter().filter(|(_, p)| is_large(p)).map(|(id, _)| id).collect();
         // Kept until the mutex is free: dropping one wakes the next that waits for its permit.
         let mut failed = Vec::with_capacity(large.len());
         let mut waker = None;
         for id in large {
-            let Some((call, what)) = state.pending.get_mut(&id).and_then(Pending::take_lock) else {
+            let Some((call, what)) = state.pending.get_mut(id).and_then(Pending::take_lock) else {
                 continue;
             };
             // It may have been granted, with only the response lost.
@@ -139,17 +154,17 @@ impl Outbox {
     /// Fails every lock call with `why`. Releases stay, to be sent if there is still a stream.
     pub(in crate::client) fn fail_locks(&self, why: &Error) {
         let mut state = self.state.lock();
-        let locks: Vec<OpId> = state
+        let locks: Vec<u64> = state
             .pending
             .iter()
             .filter(|(_, p)| matches!(p.what, What::Lock { .. }))
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect();
         let mut waker = None;
         // Kept until the mutex is free: dropping one wakes the next that waits for its permit.
         let mut failed = Vec::with_capacity(locks.len());
         for id in locks {
-            let Some(pending) = state.pending.remove(&id) else { continue };
+            let Some(pending) = state.pending.dropped(id) else { continue };
             // P2: a grant on its way is rolled back. A call that was never sent leaves a hole that
             // only the end of the session fills, and the session is ending.
             if pending.sent.is_some()
@@ -177,15 +192,16 @@ impl Outbox {
 fn granted(
     response: Response,
     sent: Time,
-    accept: impl FnOnce() -> Result<()>,
+    accept: &Result<()>,
 ) -> (Result<Granted>, ResponseEffect) {
-    let Response::Locked(locked) = response else {
-        let e =
-            Error::new(ErrorKind::Internal, "the server sent another response to a lock request");
+    let Response::Granted(granted) = response else {
+        let e = Error::new(
+            ErrorKind::Internal,
+            "the server answered a lock request with something else",
+        );
         return (Err(e), ResponseEffect::None);
     };
-    let promise = Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms);
-    let result =
-        crate::convert::granted_from_proto(locked).and_then(|granted| accept().map(|()| granted));
-    (result, ResponseEffect::Promised(sent, promise))
+    let Ok(granted) = granted else { return (granted, ResponseEffect::None) };
+    let effect = ResponseEffect::Promised(sent, granted.promise.valid_for);
+    (accept.clone().map(|()| granted), effect)
 }

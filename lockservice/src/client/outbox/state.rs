@@ -1,18 +1,19 @@
 //! The state under the mutex of an [`Outbox`](super::Outbox).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::task::Waker;
 
 use lockservice_core::service::TxnOptions;
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 
-use super::pending::{Pending, Sequences, What};
-use super::{CallId, TXN_OPS_MAX, WaitsSender};
+use super::pending::{Encoded, Pending, Sequences, What};
+use super::slots::Slots;
+use super::{CallId, TXN_OPS_MAX, TxnKey, WaitsSender};
 use crate::proto;
 use crate::proto::client_op::Op;
 
-/// The number of an operation in its session, from 1: its response names it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// The id of an operation, by which its response names it: a key of [`Slots`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::client) struct OpId(u64);
 
 impl OpId {
@@ -28,10 +29,6 @@ impl OpId {
     pub(in crate::client) const fn get(self) -> u64 {
         self.0
     }
-
-    const fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
 }
 
 /// The number of a stream in its session, from 1.
@@ -46,20 +43,24 @@ impl StreamNumber {
 
 #[derive(Debug, Default)]
 pub(super) struct OutboxState {
-    pub(super) last_id: OpId,
+    pub(super) last_order: u64,
     pub(super) last_txn: TxnNumber,
-    /// Every operation without a response.
-    pub(super) pending: BTreeMap<OpId, Pending>,
-    /// The operations that the current stream has not sent, in order.
+    /// Every operation without a response, by its id.
+    pub(super) pending: Slots<Pending>,
+    /// Those of them that the current stream has not sent, in order.
     pub(super) unsent: VecDeque<OpId>,
-    pub(super) txns: HashMap<TxnNumber, Sequences>,
-    /// The callers that listen for the holder for which they wait, by transaction and sequence.
+    pub(super) txns: Slots<Sequences>,
+    /// The last lock request: its memory is used again.
+    pub(super) lock: proto::LockOp,
+    /// The callers that want to know for which holder they wait, by transaction and sequence.
     pub(super) listening: HashMap<(TxnNumber, Sequence), WaitsSender>,
     /// Number of the current stream; the request sides of older ones end (T3).
     pub(super) stream: StreamNumber,
     /// True once the current stream was welcomed.
     pub(super) open: bool,
-    /// True once nothing is sent any more, and no response comes.
+    /// True while operations are put in that are to share a frame.
+    pub(super) gathering: bool,
+    /// True once nothing will be sent or answered any more.
     pub(super) closed: bool,
     pub(super) frame_bytes_max: usize,
     pub(super) waker: Option<Waker>,
@@ -79,15 +80,15 @@ impl OutboxState {
         Ok(())
     }
 
-    /// The sender of a call that has ended, if its caller listened. It is dropped when the mutex is
-    /// free.
-    pub(super) fn stop_listening(
-        &mut self,
-        txn: TxnNumber,
-        sequence: Sequence,
-    ) -> Option<WaitsSender> {
+    /// The sender of a call that has ended, if its caller wanted to know: to be dropped when the
+    /// mutex is free.
+    pub(super) fn stop_listening(&mut self, call: CallId) -> Option<WaitsSender> {
         // Listeners are rare.
-        if self.listening.is_empty() { None } else { self.listening.remove(&(txn, sequence)) }
+        if self.listening.is_empty() {
+            return None;
+        }
+        let number = self.txns.get_mut(call.txn.0)?.number;
+        self.listening.remove(&(number, call.sequence))
     }
 
     /// Numbers the next operation of a transaction, and the transaction if this is its first.
@@ -97,7 +98,7 @@ impl OutboxState {
     /// `ResourceExhausted` if too many of its operations are under way.
     pub(super) fn next_op(
         &mut self,
-        number: &mut Option<TxnNumber>,
+        key: &mut Option<TxnKey>,
         options: &TxnOptions,
     ) -> Result<(CallId, proto::TxnRef)> {
         if self.closed {
@@ -106,12 +107,12 @@ impl OutboxState {
                 "the session was closed: open a new one",
             ));
         }
-        let number = *number.get_or_insert_with(|| {
+        let key = *key.get_or_insert_with(|| {
             self.last_txn = self.last_txn.next();
-            self.txns.insert(self.last_txn, Sequences::default());
-            self.last_txn
+            let sequences = Sequences { number: self.last_txn, ..Sequences::default() };
+            TxnKey(self.txns.insert(sequences))
         });
-        let Some(slot) = self.txns.get_mut(&number) else {
+        let Some(slot) = self.txns.get_mut(key.0) else {
             return Err(Error::new(
                 ErrorKind::TxnNotFound,
                 "the transaction has ended: start a new one",
@@ -124,20 +125,20 @@ impl OutboxState {
             ));
         }
         let sequence = slot.next();
-        let mut txn = slot.reference(number);
+        let mut txn = slot.reference();
         if sequence == Sequence::FIRST {
             txn.validates = options.validates;
             txn.label.clone_from(&options.label);
         }
-        Ok((CallId { txn: number, sequence }, txn))
+        Ok((CallId { txn: key, sequence }, txn))
     }
 
-    /// Like [`next_op`](Self::next_op), for an operation that must never be refused; `None` if the
-    /// transaction has ended.
-    pub(super) fn release_op(&mut self, number: TxnNumber) -> Option<(Sequence, proto::TxnRef)> {
-        let slot = self.txns.get_mut(&number)?;
+    /// As [`next_op`](Self::next_op), for what must never be refused; `None` if the transaction has
+    /// ended.
+    pub(super) fn release_op(&mut self, txn: TxnKey) -> Option<(Sequence, proto::TxnRef)> {
+        let slot = self.txns.get_mut(txn.0)?;
         let sequence = slot.next();
-        Some((sequence, slot.reference(number)))
+        Some((sequence, slot.reference()))
     }
 
     pub(super) fn cancel(&mut self, call: CallId) -> Option<Waker> {
@@ -149,8 +150,8 @@ impl OutboxState {
             ends: false,
             reply: None,
         };
-        let op = Op::Cancel(proto::CancelOp { txn: Some(txn), cancelled: call.sequence.get() });
-        self.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None })
+        let op = proto::CancelOp { txn: Some(txn), cancelled: call.sequence.get() };
+        self.push(Pending::timeless(Encoded::of(&Op::Cancel(op)), 64, what))
     }
 
     pub(super) fn push(&mut self, pending: Pending) -> Option<Waker> {
@@ -165,13 +166,20 @@ impl OutboxState {
         self.waker_if_open()
     }
 
-    pub(super) fn add(&mut self, pending: Pending) -> OpId {
-        self.last_id = self.last_id.next();
-        self.pending.insert(self.last_id, pending);
-        self.last_id
+    fn add(&mut self, mut pending: Pending) -> OpId {
+        self.last_order += 1;
+        pending.order = self.last_order;
+        OpId(self.pending.insert(pending))
+    }
+
+    /// Every operation without a response is to be sent, again and in the old order.
+    pub(super) fn send_all(&mut self) {
+        let mut all: Vec<_> = self.pending.iter().map(|(id, op)| (op.order, id)).collect();
+        all.sort_unstable();
+        self.unsent = all.into_iter().map(|(_, id)| OpId(id)).collect();
     }
 
     pub(super) fn waker_if_open(&mut self) -> Option<Waker> {
-        if self.open { self.waker.take() } else { None }
+        if self.open && !self.gathering { self.waker.take() } else { None }
     }
 }

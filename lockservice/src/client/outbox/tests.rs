@@ -4,9 +4,11 @@ use std::task::Wake;
 
 use std::time::Duration;
 
-use lockservice_core::{Error, ErrorKind};
+use lockservice_core::{Error, ErrorKind, Key, LockItem, TableRef};
 
 use super::*;
+use crate::convert::{KnownTables, granted_from_proto};
+use crate::proto::client_op::Op;
 use tokio::sync::Semaphore;
 
 /// A waker that checks whether the outbox is locked.
@@ -59,9 +61,18 @@ fn permit(permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
     Arc::clone(permits).try_acquire_owned().expect("there is one")
 }
 
-fn only_lock(frame: Poll<Option<proto::ClientFrame>>) -> proto::LockOp {
+fn read(frame: Poll<Option<Bytes>>) -> proto::ClientFrame {
     let Poll::Ready(Some(frame)) = frame else { panic!("nothing to send") };
-    match frame.ops.into_iter().next().and_then(|op| op.op) {
+    proto::ClientFrame::decode(frame).expect("well formed")
+}
+
+fn spec(rows: u8, row_bytes: usize) -> LockSpec {
+    let row = |n| LockItem::Row(Key::new(vec![n; row_bytes]).expect("a key"));
+    LockSpec::new(TableRef::new("g", "t").expect("names"), (1..=rows).map(row).collect())
+}
+
+fn only_lock(frame: Poll<Option<Bytes>>) -> proto::LockOp {
+    match read(frame).ops.into_iter().next().and_then(|op| op.op) {
         Some(Op::Lock(lock)) => lock,
         other => panic!("no lock: {other:?}"),
     }
@@ -73,7 +84,7 @@ fn no_waiter_is_woken_under_the_mutex_when_a_session_is_lost() {
     let permits = Arc::new(Semaphore::new(1));
     let txn_number = NumberedTxn::new(TxnOptions::default());
     let (_, mut response) = outbox
-        .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
+        .lock(&txn_number, &spec(1, 1), CallContext::default(), permit(&permits))
         .expect("it is small");
     let sender = Looker::new(&outbox);
     let waker = Waker::from(Arc::clone(&sender));
@@ -92,9 +103,7 @@ fn no_waiter_is_woken_under_the_mutex_when_a_session_is_lost() {
 
     outbox.fail_locks(&Error::new(ErrorKind::SessionLost, "for the test"));
     assert_eq!((sender.seen(), next.seen(), caller.seen()), ((1, 0), (1, 0), (1, 0)));
-    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else {
-        panic!("nothing to send")
-    };
+    let frame = read(outbox.poll_frame(stream, &clock, &mut cx));
     assert!(matches!(frame.ops[0].op, Some(Op::Cancel(_))), "a grant on its way is given back");
 }
 
@@ -103,10 +112,10 @@ fn the_time_before_each_send_is_taken_off_the_time_out_and_makes_the_snapshot_ol
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
     let txn_number = NumberedTxn::new(TxnOptions::default());
-    let op = proto::LockOp { timeout_ms: Some(1_000), ..Default::default() };
+    let spec = LockSpec { timeout: Some(Duration::from_secs(1)), ..spec(1, 1) };
     let deadline = Some(Time::from_origin(Duration::from_secs(1)));
     let context = CallContext { deadline, snapshot: Some(Time::ZERO), waits: None };
-    let _waiting = outbox.lock(&txn_number, op, context, permit(&permits)).expect("it is small");
+    let _waiting = outbox.lock(&txn_number, &spec, context, permit(&permits)).expect("it is small");
     let mut cx = Context::from_waker(Waker::noop());
     let clock = Settable::default();
     let mut stream = stream;
@@ -123,13 +132,13 @@ fn the_time_before_each_send_is_taken_off_the_time_out_and_makes_the_snapshot_ol
 fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(9));
-    let large = proto::LockOp { rows: vec![vec![0; 4_096].into(); 30], ..Default::default() };
+    let large = spec(30, 4_096);
     let mut waiting = Vec::new();
     for _ in 0..3 {
         let txn_number = NumberedTxn::new(TxnOptions::default());
         waiting.push(
             outbox
-                .lock(&txn_number, large.clone(), CallContext::default(), permit(&permits))
+                .lock(&txn_number, &large, CallContext::default(), permit(&permits))
                 .expect("it may be sent"),
         );
     }
@@ -137,6 +146,7 @@ fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large(
     let mut cx = Context::from_waker(Waker::noop());
     let mut frames = Vec::new();
     while let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &Settable::default(), &mut cx) {
+        let frame = read(Poll::Ready(Some(frame)));
         frames.push(
             frame.ops.iter().map(|op| matches!(op.op, Some(Op::Heartbeat(_)))).collect::<Vec<_>>(),
         );
@@ -151,7 +161,7 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     let permits = Arc::new(Semaphore::new(1));
     let txn_number = NumberedTxn::new(TxnOptions::default());
     let (_, _response) = outbox
-        .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
+        .lock(&txn_number, &spec(1, 1), CallContext::default(), permit(&permits))
         .expect("it is small");
     let clock = Settable::default();
     let mut cx = Context::from_waker(Waker::noop());
@@ -160,16 +170,16 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     let stream = outbox.new_stream();
     outbox.open(1 << 20);
     clock.0.store(700, SeqCst);
-    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else {
-        panic!("nothing to send")
+    let frame = read(outbox.poll_frame(stream, &clock, &mut cx));
+    let locked = proto::Locked {
+        txn: "1-2".to_owned(),
+        bind: Some(proto::Bind { table: "t".to_owned(), ..proto::Bind::default() }),
+        promise: Some(proto::Promise { valid_for_ms: 5_000 }),
+        ..proto::Locked::default()
     };
-    let promise = Some(proto::Promise { valid_for_ms: 5_000 });
-    let locked = proto::Locked { promise, ..proto::Locked::default() };
-    let effect = outbox.take_response(
-        OpId::new(frame.ops[0].id),
-        Ok(proto::server_op::Response::Locked(locked)),
-        || Ok(()),
-    );
+    let granted = granted_from_proto(&locked, &mut KnownTables::default());
+    let effect =
+        outbox.take_response(OpId::new(frame.ops[0].id), Ok(Response::Granted(granted)), &Ok(()));
     let ResponseEffect::Promised(sent, promised) = effect else { panic!("no promise: {effect:?}") };
     assert_eq!(
         (sent, promised),
@@ -184,34 +194,56 @@ fn a_caller_learns_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_
     let txn_number = NumberedTxn::new(TxnOptions::default());
     let (waits, mut seen) = watch::channel(None);
     let context = CallContext { waits: Some(&waits), ..CallContext::default() };
-    let (call, _response) = outbox
-        .lock(&txn_number, proto::LockOp::default(), context, permit(&permits))
-        .expect("it is small");
+    let (call, _response) =
+        outbox.lock(&txn_number, &spec(1, 1), context, permit(&permits)).expect("it is small");
     let (other, _response) = outbox
-        .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
+        .lock(&txn_number, &spec(1, 1), CallContext::default(), permit(&permits))
         .expect("it is small");
-    let tell = |call: CallId| {
+    let tell = |call: CallId, number| {
         outbox.waiting(Waiting {
-            number: call.txn,
+            number: TxnNumber::new(number),
             sequence: call.sequence,
             waits_for: WaitsFor::Token,
         });
     };
-    tell(other);
+    tell(other, 1);
     assert!(!seen.has_changed().expect("there is a sender"), "that is another call");
-    tell(call);
+    tell(call, 1);
     assert_eq!(*seen.borrow_and_update(), Some(WaitsFor::Token));
     let mut cx = Context::from_waker(Waker::noop());
-    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &Settable::default(), &mut cx) else {
-        panic!("none")
-    };
+    let frame = read(outbox.poll_frame(stream, &Settable::default(), &mut cx));
     outbox.take_response(
         OpId::new(frame.ops[0].id),
         Err(Error::new(ErrorKind::Timeout, "for the test")),
-        || Ok(()),
+        &Ok(()),
     );
-    tell(call);
+    tell(call, 1);
     assert!(
         !seen.has_changed().expect("there is a sender") && outbox.state.lock().listening.is_empty()
     );
+}
+
+#[test]
+fn the_operations_that_several_callers_put_in_together_wake_the_sender_once_and_share_a_frame() {
+    let (outbox, stream) = opened();
+    let permits = Arc::new(Semaphore::new(9));
+    let sender = Looker::new(&outbox);
+    let waker = Waker::from(Arc::clone(&sender));
+    let (clock, mut cx) = (Settable::default(), Context::from_waker(&waker));
+    assert!(outbox.poll_frame(stream, &clock, &mut cx).is_pending());
+    let gathering = outbox.gather();
+    let calls = [1, 2, 3].map(|row_bytes| {
+        let txn_number = NumberedTxn::new(TxnOptions::default());
+        let spec = spec(1, row_bytes);
+        outbox
+            .lock(&txn_number, &spec, CallContext::default(), permit(&permits))
+            .expect("it is small")
+    });
+    assert_eq!(sender.seen(), (0, 0), "not before the last of them");
+    drop(gathering);
+    assert_eq!(sender.seen(), (1, 0));
+    assert_eq!(read(outbox.poll_frame(stream, &clock, &mut cx)).ops.len(), calls.len());
+    assert!(outbox.poll_frame(stream, &clock, &mut cx).is_pending());
+    drop(outbox.gather());
+    assert_eq!(sender.seen(), (1, 0), "there was nothing to send");
 }

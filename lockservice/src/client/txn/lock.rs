@@ -11,7 +11,6 @@ use super::ClientTxn;
 use super::call::{Call, Turn, permit};
 use crate::client::follow;
 use crate::client::outbox::{CallContext, WaitsSender};
-use crate::convert::lock_spec_to_proto;
 
 /// The time past its deadline for which a call waits for the server's own response. A timeout from
 /// the server names the conflicting holder, and a grant in time is as good as any.
@@ -60,8 +59,7 @@ impl ClientTxn {
         let permit = permit(shared, spec.wait, deadline).await?;
         // The wait for the permit may have taken long.
         shared.check()?;
-        let (call, response) =
-            shared.outbox.lock(&turn.txn_number, lock_spec_to_proto(spec), context, permit)?;
+        let (call, response) = shared.outbox.lock(&turn.txn_number, spec, context, permit)?;
         let mut call = Call { shared, call: Some(call), response };
         let result = tokio::select! {
             biased;

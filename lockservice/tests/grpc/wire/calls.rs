@@ -78,7 +78,7 @@ async fn a_session_lives_as_long_as_its_open_call() {
     let welcome = wire.open_session(hello).await.expect("a session").into_inner();
     let session = proto::SessionRef { session: welcome.session, service: welcome.service };
     let txn = new_txn(&mut wire, session).await;
-    let spec = lockservice::convert::lock_spec_to_proto(&spec("a"));
+    let spec = lockservice::convert::lock_spec_to_proto(&spec("a"), proto::LockOp::default());
     let lock = proto::UnaryLock {
         session: Some(session),
         lock: Some(proto::LockOp { txn: Some(txn), ..spec }),
