@@ -17,10 +17,12 @@ pub(crate) use loom::sync::Arc;
 pub(crate) use loom::sync::atomic;
 
 #[cfg(not(loom))]
-pub(crate) use parking_lot::{Mutex, RwLock};
+pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock};
 
 #[cfg(loom)]
 pub(crate) use self::loom_locks::{Mutex, RwLock};
+#[cfg(loom)]
+pub(crate) use loom::sync::MutexGuard;
 
 /// A value with cache lines of its own. Two of them share neither a line nor a pair of lines that
 /// the processor fetches together, so that threads which use them side by side do not slow each
@@ -53,18 +55,20 @@ pub(crate) fn thread_number() -> usize {
 /// Unlocks a mutex and hands it to a thread that waits for it, even if the caller locks it again at
 /// once.
 #[cfg(not(loom))]
-pub(crate) fn unlock_fair<T>(guard: parking_lot::MutexGuard<'_, T>) {
-    parking_lot::MutexGuard::unlock_fair(guard);
+pub(crate) fn unlock_fair<T>(guard: MutexGuard<'_, T>) {
+    MutexGuard::unlock_fair(guard);
 }
 
 /// Unlocks a mutex. Loom chooses the thread that locks it next.
 #[cfg(loom)]
-pub(crate) fn unlock_fair<T>(guard: loom::sync::MutexGuard<'_, T>) {
+pub(crate) fn unlock_fair<T>(guard: MutexGuard<'_, T>) {
     drop(guard);
 }
 
 #[cfg(loom)]
 mod loom_locks {
+    use super::MutexGuard;
+
     /// `loom::sync::Mutex` with the surface of `parking_lot::Mutex`.
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
@@ -74,7 +78,7 @@ mod loom_locks {
             Self(loom::sync::Mutex::new(value))
         }
 
-        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             // A poisoned lock means that a model already failed; its panic is the report.
             self.0.lock().expect("a loom model panicked while it held this lock")
         }

@@ -313,3 +313,55 @@ fn a_call_that_names_a_row_twice_or_is_refused_leaves_no_mark() {
     granted(lock(&engine, 4, [row("x"), row("x")], LockMode::Shared));
     engine.check_marks();
 }
+
+#[test]
+fn a_savepoint_holds_over_many_upgrades_that_have_ended() {
+    let engine = engine();
+    let (a, b) = (item(1), item(2));
+    let upgrade = |of: &LockItem| granted(lock(&engine, 1, [of.clone()], LockMode::Exclusive));
+    let upgrade_and_downgrade = || {
+        for _ in 0..50 {
+            upgrade(&a);
+            engine.downgrade(txn(1), TABLE, std::slice::from_ref(&a), LockMode::Shared);
+        }
+    };
+    granted(lock(&engine, 1, [a.clone()], LockMode::Shared));
+    let base = granted(lock(&engine, 1, [b.clone()], LockMode::Shared));
+    let savepoint = engine.savepoint(txn(1));
+    upgrade(&b);
+    // The upgrade is all that is left of the hold.
+    engine.roll_back(txn(1), TABLE, &base);
+    upgrade_and_downgrade();
+    upgrade(&a);
+    assert_eq!(engine.roll_back_to(txn(1), savepoint).expect("no call is in flight"), 1);
+    let locks = engine.locks(None);
+    let held: Vec<_> = locks.iter().map(|lock| (lock.item.clone(), lock.mode)).collect();
+    assert_eq!(held, [(a, LockMode::Shared)]);
+}
+
+#[test]
+fn a_savepoint_releases_rows_in_shards_and_in_the_state_and_no_earlier_ones() {
+    let engine = engine();
+    holds(&engine, 1, 0..4);
+    let savepoint = engine.savepoint(txn(1));
+    holds(&engine, 1, 4..40);
+    // Others meet some of them, in another order than they were locked, and some are released.
+    let waiting: Vec<LockCall> = [30, 2, 11, 5, 38, 0]
+        .map(|number| {
+            let mut call = lock(&engine, 2 + number, [item(number)], LockMode::Exclusive);
+            assert!(poll(&mut call).is_pending());
+            call
+        })
+        .into();
+    assert_eq!(engine.unlock(txn(1), TABLE, &[item(6), item(1), item(11)], None), 3);
+    holds(&engine, 1, 40..44);
+    // 36 and 4 rows since the savepoint, of which two are released.
+    assert_eq!(engine.roll_back_to(txn(1), savepoint).expect("no call is in flight"), 38);
+    let of_1 = engine.locks(None).into_iter().filter(|lock| lock.txn == txn(1));
+    let held: Vec<LockItem> = of_1.map(|lock| lock.item).collect();
+    assert_eq!(held, [item(0), item(2), item(3)]);
+    assert_eq!(engine.held(txn(1)), 3);
+    drop(waiting);
+    assert_eq!(engine.unlock_all(txn(1), None), 3);
+    assert!(engine.locks(None).is_empty());
+}

@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::allocator::Progress;
@@ -15,7 +15,7 @@ use crate::clock::Time;
 use crate::id::{Nonce, ServiceId, SessionId, TxnId};
 use crate::service::lease::{Lease, Serving};
 use crate::service::messages::ServiceParts;
-use crate::service::phase::Phase;
+use crate::service::phase::{Departures, Phase};
 use crate::service::session::SessionRecord;
 use crate::service::session::quota::Quota;
 use crate::service::session::registry::Registry;
@@ -46,8 +46,8 @@ pub(crate) struct ServiceInner {
     /// The high-water mark over all responses of the allocator (L4). Locked for a comparison.
     pub(super) observed: Mutex<Progress>,
     pub(crate) phase: watch::Sender<Phase>,
-    /// Notified whenever a session or a transaction has gone.
-    pub(crate) departed: Notify,
+    /// The ends of sessions and transactions.
+    pub(crate) departures: Departures,
 }
 
 impl ServiceInner {

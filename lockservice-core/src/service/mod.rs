@@ -65,7 +65,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::allocator::{OriginTxns, Registration};
 use crate::clock::Clock;
@@ -76,7 +76,7 @@ use crate::sync::Mutex;
 use crate::table::LockEngine;
 
 use crate::service::lease::{Lease, Serving};
-use crate::service::phase::{Phase, shutting_down};
+use crate::service::phase::{Departures, Phase, shutting_down};
 use crate::service::session::registry::Registry;
 use crate::service::tables::Tables;
 use crate::service::txn::live::ReportedTxns;
@@ -175,7 +175,7 @@ impl LockService {
             lease: Mutex::new(lease),
             observed: Mutex::new(incarnation.at),
             phase: watch::Sender::new(Phase::Serving),
-            departed: Notify::new(),
+            departures: Departures::default(),
             runtime: Handle::current(),
             parts,
         });

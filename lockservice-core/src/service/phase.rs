@@ -3,10 +3,13 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::ServiceInner;
 use crate::service::lease::Lease;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Phase {
@@ -111,7 +114,7 @@ impl ServiceInner {
             } else {
                 shutting_down
             });
-            self.departed.notify_waiters();
+            self.departures.note();
         }
         reason
     }
@@ -154,11 +157,39 @@ impl ServiceInner {
     }
 
     pub(super) async fn everybody_gone(&self) {
+        let gone = || (self.sessions.is_empty() && self.txns.is_empty()) || self.is_sealed();
+        self.departures.until(gone).await;
+    }
+}
+
+/// The ends of sessions and transactions, for a service that waits for the last of them.
+#[derive(Debug, Default)]
+pub(crate) struct Departures {
+    /// True once somebody waits. Until then an end costs one look.
+    ///
+    /// ORDERING: it is written before the waiter looks for what is left, and read after something
+    /// has ended. The mutex of what is left orders the two: either the waiter sees the end, or the
+    /// end sees the waiter.
+    is_awaited: AtomicBool,
+    departed: Notify,
+}
+
+impl Departures {
+    /// Something has ended.
+    pub(crate) fn note(&self) {
+        if self.is_awaited.load(Ordering::Acquire) {
+            self.departed.notify_waiters();
+        }
+    }
+
+    /// Waits until `gone`, which is looked at after each end.
+    async fn until(&self, gone: impl Fn() -> bool) {
+        self.is_awaited.store(true, Ordering::Release);
         loop {
             let mut departed = pin!(self.departed.notified());
             // Registered before the look, so that a departure in between is not missed.
             departed.as_mut().enable();
-            if (self.sessions.is_empty() && self.txns.is_empty()) || self.is_sealed() {
+            if gone() {
                 return;
             }
             departed.await;

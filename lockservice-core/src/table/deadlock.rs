@@ -58,6 +58,16 @@ impl EngineState {
         behind.map(|(_, id)| id)
     }
 
+    /// The first waiter that is incompatible with a call's next item.
+    pub(super) fn first_waiter(&self, call: &EngineCall) -> Option<CallId> {
+        let mut first = None;
+        self.tables[&call.table].overlapping_queues(call.item(), |_, queue| {
+            first = [first, queue.first_incompatible(call.mode)].into_iter().flatten().min();
+            ControlFlow::Continue(())
+        });
+        first.map(|(_, id)| id)
+    }
+
     /// True if one of the transaction's first locks keeps all others from the item `at` in the mode
     /// `requested`. False means that the search has to decide.
     fn is_known_conflicting(

@@ -141,12 +141,6 @@ impl Holder {
         self.beneath.iter().filter(|layer| layer.grant != NONE)
     }
 
-    /// True if it was upgraded by the call of that number, and nothing has ended that since.
-    pub(super) fn is_upgraded_by(&self, seq: HoldSeq) -> bool {
-        let mut calls = self.layers().map(|layer| layer.seq).chain([self.seq]);
-        self.first_call() != seq && calls.any(|call| call == seq)
-    }
-
     /// Ends what was granted by the calls from `seq` on. False if nothing of the hold is left.
     pub(super) fn end_since(&mut self, seq: HoldSeq) -> bool {
         while self.seq >= seq {

@@ -1,7 +1,6 @@
 //! Releases and roll-backs: the ways in which holds end.
 
-use super::call::{CallId, Stage, hold_bytes};
-use super::holders::Holder;
+use super::call::{CallId, Stage, hold_bytes, call_in_flight};
 use super::slices::Released;
 use super::state::EngineState;
 use super::txn::Upgrade;
@@ -9,16 +8,13 @@ use super::types::{Commit, Grant, ItemGrant};
 use super::uncontended::HoldSeq;
 use crate::bind::Bind;
 use crate::clock::Time;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::{LockItem, LockMode};
 
-/// Upgrades that are noted although they have ended.
-const UPGRADES_KEPT: usize = 16;
-
 /// What is left of a hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Left {
+pub(super) enum Left {
     All,
     Weaker,
     Nothing,
@@ -278,68 +274,36 @@ impl EngineState {
         downgraded
     }
 
-    /// Notes that a call has upgraded an item. Upgrades that have ended are forgotten in time.
-    pub(super) fn note_upgrade(&mut self, id: TxnId, upgrade: Upgrade) {
-        let txn = self.txns.entry(id).or_default();
-        txn.upgrades.push(upgrade);
-        // Each item has at most two of them.
-        if txn.upgrades.len() > 2 * txn.count + UPGRADES_KEPT {
-            let mut upgrades = std::mem::take(&mut txn.upgrades);
-            upgrades.retain(|(seq, table, item)| {
-                let entry = self.tables.get(table).and_then(|table| table.entry(item));
-                entry.and_then(|entry| entry.holder(id)).is_some_and(|own| own.is_upgraded_by(*seq))
-            });
-            self.txns.entry(id).or_default().upgrades = upgrades;
-        }
-    }
-
-    /// Ends what the calls of a transaction from `seq` on were granted, as much as the slice
-    /// allows. Adds the items that were released to `released`. True once that is all.
-    pub(super) fn roll_back_to(&mut self, id: TxnId, seq: HoldSeq, released: &mut usize) -> bool {
+    /// Ends what the calls of a transaction since a savepoint were granted, as much as the slice
+    /// allows. `None` if that takes another slice. Fails while a call of the transaction is in
+    /// flight, or its outcome was not received yet.
+    pub(super) fn roll_back_to(&mut self, id: TxnId, back: &mut BackTo) -> Option<Result<()>> {
         while self.slice.has_steps() {
             self.slice.spend();
-            let Some((table_id, item)) = self.last_hold_since(id, seq) else {
+            let Some(txn) = self.txns.get_mut(&id) else { return Some(Ok(())) };
+            if txn.call.is_some() {
+                return Some(Err(call_in_flight(id)));
+            }
+            let Some((table_id, item)) = txn.next_since(back) else {
                 self.forget_if_idle(id);
-                return true;
+                return Some(Ok(()));
             };
             let table = self.tables.get_mut(&table_id);
             let left = table.and_then(|table| table.entry_mut(&item)).and_then(|entry| {
                 entry.change(id, |own| {
                     let before = own.mode;
-                    match own.end_since(seq) {
+                    match own.end_since(back.seq) {
                         false => Left::Nothing,
                         true if own.mode < before => Left::Weaker,
                         true => Left::All,
                     }
                 })
             });
-            *released += usize::from(left == Some(Left::Nothing));
-            self.end_hold(id, table_id, item, left.unwrap_or(Left::All));
-        }
-        false
-    }
-
-    /// An item that a transaction may have locked or upgraded by a call from `seq` on. The caller
-    /// ends that, so that the next call finds another one.
-    fn last_hold_since(&mut self, id: TxnId, seq: HoldSeq) -> Option<(TableId, LockItem)> {
-        let txn = self.txns.get_mut(&id)?;
-        if let Some((_, table, item)) = txn.upgrades.pop_if(|(upgrade, ..)| *upgrade >= seq) {
-            return Some((table, item));
-        }
-        for (table_id, held) in &mut txn.held {
-            let table = self.tables.get_mut(table_id).expect("holds end with their table");
-            if !held.is_in_order() {
-                let first_call = |item: &LockItem| {
-                    let own = table.entry(item).and_then(|entry| entry.holder(id));
-                    own.map_or(HoldSeq::FIRST, Holder::first_call)
-                };
-                let calls: Vec<HoldSeq> = held.iter().map(first_call).collect();
-                held.put_in_order(&calls, |item, slot| table.set_slot(item, id, slot));
-            }
-            let last = held.last()?;
-            let own = table.entry(last).and_then(|entry| entry.holder(id))?;
-            if own.first_call() >= seq {
-                return Some((*table_id, last.clone()));
+            let left = left.unwrap_or(Left::All);
+            back.released += usize::from(left == Left::Nothing);
+            self.end_hold(id, table_id, item, left);
+            if let Some(txn) = self.txns.get_mut(&id) {
+                txn.visited(back, table_id, left);
             }
         }
         None

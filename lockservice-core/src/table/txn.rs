@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::call::CallId;
+use super::release::Left;
 use super::uncontended::HoldSeq;
 use crate::id::TableId;
 use crate::key::LockItem;
@@ -12,8 +13,12 @@ use crate::key::LockItem;
 pub(super) struct TxnHolds {
     /// Its items per table.
     pub(super) held: SmallVec<[(TableId, HeldItems); 1]>,
-    /// Its upgrades, in the order in which they were requested. Some of them may have ended since.
-    pub(super) upgrades: Vec<Upgrade>,
+    /// Above the numbers of all calls that have upgraded an item, and were not ended by a roll-back
+    /// to a savepoint.
+    pub(super) upgrades_end: HoldSeq,
+    /// The attempts at an escalation that are refused without a look, because an earlier one was
+    /// refused after much work.
+    pub(super) escalation_pause: usize,
     /// The number of its items.
     pub(super) count: usize,
     /// Estimated memory of its holds, in bytes.
@@ -33,34 +38,13 @@ pub(super) struct HeldItems {
     /// They are in the order of their first calls, so that those since a savepoint are the last
     /// ones.
     in_order: bool,
-    /// At least the number of the last of those calls.
-    last: HoldSeq,
+    /// Above the numbers of those calls.
+    end: HoldSeq,
 }
 
 impl Default for HeldItems {
     fn default() -> Self {
-        Self { items: SmallVec::new(), in_order: true, last: HoldSeq::FIRST }
-    }
-}
-
-impl HeldItems {
-    /// True if those since a savepoint are the last ones.
-    pub(super) const fn is_in_order(&self) -> bool {
-        self.in_order
-    }
-
-    /// Puts the items in the order of their first calls. Their holders get the new slots.
-    pub(super) fn put_in_order(
-        &mut self,
-        first_calls: &[HoldSeq],
-        mut set_slot: impl FnMut(&LockItem, u32),
-    ) {
-        let items = self.items.drain(..).zip(first_calls);
-        let mut items: Vec<(LockItem, &HoldSeq)> = items.collect();
-        items.sort_by_key(|(_, first_call)| *first_call);
-        self.items = items.into_iter().map(|(item, _)| item).collect();
-        self.in_order = true;
-        self.items.iter().zip(0..).for_each(|(item, slot)| set_slot(item, slot));
+        Self { items: SmallVec::new(), in_order: true, end: HoldSeq::FIRST }
     }
 }
 
@@ -72,8 +56,23 @@ impl std::ops::Deref for HeldItems {
     }
 }
 
-/// An item that a call has upgraded, with the number of the call.
-pub(super) type Upgrade = (HoldSeq, TableId, LockItem);
+/// The way of a roll-back to a savepoint over the items of its transaction.
+#[derive(Debug)]
+pub(super) struct BackTo {
+    /// What the calls from here on were granted ends.
+    pub(super) seq: HoldSeq,
+    /// The index of the table that is visited, and of the item there.
+    table: usize,
+    slot: usize,
+    /// The number of items that were released.
+    pub(super) released: usize,
+}
+
+impl BackTo {
+    pub(super) const fn new(seq: HoldSeq) -> Self {
+        Self { seq, table: 0, slot: 0, released: 0 }
+    }
+}
 
 /// The largest number of nested calls of a transaction that are part of the wait graph. Each of
 /// them is checked when the transaction gets a lock for which others wait, and any client can name
@@ -107,8 +106,8 @@ impl TxnHolds {
             self.held.len() - 1
         });
         let held = &mut self.held[at].1;
-        held.in_order &= held.last <= seq;
-        held.last = held.last.max(seq);
+        held.in_order &= held.end <= seq.next();
+        held.end = held.end.max(seq.next());
         held.items.push(item);
         (held.items.len() - 1) as u32
     }
@@ -148,8 +147,52 @@ impl TxnHolds {
         let at = self.held.iter().position(|(held, _)| *held == table)?;
         let (_, held) = self.held.swap_remove(at);
         self.count -= held.items.len();
-        self.upgrades.retain(|(_, upgraded, _)| *upgraded != table);
         Some(held.items)
+    }
+
+    /// The next item of which something may end by a roll-back to a savepoint.
+    ///
+    /// Visits the last items of each table, or all of them if they are out of order, or an upgrade
+    /// may have to end. A table without holds since the savepoint is passed over.
+    pub(super) fn next_since(&mut self, back: &mut BackTo) -> Option<(TableId, LockItem)> {
+        let has_upgrades = self.upgrades_end > back.seq;
+        while let Some((table, held)) = self.held.get_mut(back.table) {
+            if has_upgrades || !held.in_order && held.end > back.seq {
+                if let Some(item) = held.items.get(back.slot) {
+                    back.slot += 1;
+                    return Some((*table, item.clone()));
+                }
+            } else if held.end > back.seq
+                && let Some(last) = held.items.last()
+            {
+                return Some((*table, last.clone()));
+            }
+            self.pass_table(back);
+        }
+        self.upgrades_end = self.upgrades_end.min(back.seq);
+        None
+    }
+
+    /// Notes whether the item of [`next_since`](Self::next_since) was released, or stays in full.
+    pub(super) fn visited(&mut self, back: &mut BackTo, table: TableId, left: Left) {
+        let is_there = self.held.get(back.table).is_some_and(|(id, _)| *id == table);
+        match left {
+            // Another table has its place.
+            Left::Nothing if !is_there => back.slot = 0,
+            // The last item of the table has its place.
+            Left::Nothing => back.slot = back.slot.saturating_sub(1),
+            // The last one is from before the savepoint, and so are those before it.
+            Left::All | Left::Weaker if back.slot == 0 => self.pass_table(back),
+            Left::All | Left::Weaker => {}
+        }
+    }
+
+    /// Nothing since the savepoint is left in a table.
+    fn pass_table(&mut self, back: &mut BackTo) {
+        if let Some((_, held)) = self.held.get_mut(back.table) {
+            held.end = held.end.min(back.seq);
+        }
+        (back.table, back.slot) = (back.table + 1, 0);
     }
 
     /// True if the record is not needed any more.

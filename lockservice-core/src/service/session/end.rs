@@ -106,7 +106,7 @@ impl Session {
         }
         self.inner.abandon(txns);
         self.inner.sessions.remove(&self.record.id);
-        self.inner.departed.notify_waiters();
+        self.inner.departures.note();
         true
     }
 

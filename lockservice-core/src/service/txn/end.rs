@@ -40,12 +40,12 @@ impl ServiceInner {
     /// Ends a transaction at its owner's request, and returns the number of released items.
     /// Idempotent.
     pub(crate) fn end(&self, txn: &TxnRecord, commit: Option<Commit>) -> usize {
-        txn.leave_active(TxnPhase::Ended);
+        txn.set_phase(TxnPhase::Ended);
         // C4: the transaction must not commit what the next holder is about to change.
         self.live.end(txn.id);
-        let released = self.engine.unlock_all(txn.at_engine(), commit);
+        let released = self.engine.end(txn.at_engine(), commit);
         self.txns.remove(&txn.id);
-        self.departed.notify_waiters();
+        self.departures.note();
         released
     }
 
@@ -79,7 +79,7 @@ impl ServiceInner {
         // C5: it may have committed at a timestamp that is unknown here.
         self.engine.unlock_all_forced(txn.at_engine(), self.parts.env.now());
         self.txns.remove(&txn.id);
-        self.departed.notify_waiters();
+        self.departures.note();
     }
 
     async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>) {

@@ -71,7 +71,12 @@ impl EngineState {
             // An upgrade goes ahead of all waiters.
             let goes_ahead = conflicts.upgrade || table.waiting.is_empty();
             let blocker = conflicts.held_by.or_else(|| {
-                let waiter = if goes_ahead { None } else { self.must_wait_behind(call) };
+                let waiter = match call.wait {
+                    _ if goes_ahead => None,
+                    // A row that is waited for is not free, whoever the waiter waits for.
+                    WaitPolicy::SkipLocked => self.first_waiter(call),
+                    WaitPolicy::Wait | WaitPolicy::NoWait => self.must_wait_behind(call),
+                };
                 waiter.map(|waiter| self.calls[waiter].as_blocker())
             });
             match blocker {
@@ -154,7 +159,8 @@ impl EngineState {
         });
         if upgraded.is_some() {
             call.changes.push(ItemGrant { item: item.clone(), before: upgraded });
-            self.note_upgrade(call.txn, (call.seq, call.table, item.clone()));
+            let txn = self.txns.entry(call.txn).or_default();
+            txn.upgrades_end = txn.upgrades_end.max(call.seq.next());
         } else {
             let bytes = hold_bytes(item);
             let txn = self.txns.entry(call.txn).or_default();

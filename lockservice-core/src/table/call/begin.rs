@@ -2,7 +2,7 @@
 //! registered with its transaction, its ancestors and its table.
 
 use super::advance::Next;
-use super::refusal::bind_changed;
+use super::refusal::{bind_changed, call_in_flight};
 use super::{Ancestors, EngineCall, Stage, is_range};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
@@ -96,11 +96,7 @@ impl EngineState {
         }
         if self.txns.get(&txn).is_some_and(|txn| txn.call.is_some()) {
             // T2: one lock call of a transaction is decided at a time.
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "a lock call of this transaction is still in flight: wait for it, or cancel it",
-            )
-            .with("txn", txn));
+            return Err(call_in_flight(txn));
         }
         let (ancestors, linked) = self.ancestors(txn, ancestors);
         Ok(EngineCall {

@@ -49,7 +49,7 @@ use crate::key::{Key, KeyRange, LockItem, LockMode};
 
 pub(super) use self::begin::put_in_order;
 pub(super) use self::limits::{hold_bytes, row_hold_bytes};
-pub(super) use self::refusal::bind_changed;
+pub(super) use self::refusal::{bind_changed, call_in_flight};
 
 /// The slot of a call. It is used again after the outcome of the call was taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

@@ -47,3 +47,11 @@ pub(in crate::table) fn bind_changed(table: TableId) -> Error {
     )
     .with("table", table)
 }
+
+pub(in crate::table) fn call_in_flight(txn: TxnId) -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        "a lock call of this transaction is still in flight: wait for it, or cancel it",
+    )
+    .with("txn", txn)
+}

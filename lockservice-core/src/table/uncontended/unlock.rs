@@ -1,9 +1,10 @@
 //! The release of holds: chosen ones, or all of a transaction.
 
-use super::handles::{TableHandle, TxnHandle};
+use super::handles::{RowHolds, TableHandle, TxnHandle};
 use super::rows::TableRows;
 use crate::clock::Time;
 use crate::key::{Key, LockItem};
+use crate::sync::MutexGuard;
 use crate::table::engine::LockEngine;
 use crate::table::types::Commit;
 
@@ -82,7 +83,22 @@ impl LockEngine {
     /// With a commit, the tables and the waiters that conflict with a released item learn of it
     /// (C5).
     pub fn unlock_all(&self, txn: &TxnHandle, commit: Option<Commit>) -> usize {
+        self.release_all(txn, txn.holds.lock(), commit)
+    }
+
+    /// [Closes](TxnHandle::close) a transaction, and [releases](Self::unlock_all) all its holds.
+    pub fn end(&self, txn: &TxnHandle, commit: Option<Commit>) -> usize {
         let mut holds = txn.holds.lock();
+        holds.closed = true;
+        self.release_all(txn, holds, commit)
+    }
+
+    fn release_all(
+        &self,
+        txn: &TxnHandle,
+        mut holds: MutexGuard<'_, RowHolds>,
+        commit: Option<Commit>,
+    ) -> usize {
         let list = std::mem::take(&mut holds.list);
         let known = std::mem::take(&mut holds.released);
         holds.released_in_state = 0;
