@@ -2,10 +2,12 @@
 //! the mutex. `uncontended/` calls this for the holds that it does not have.
 
 use super::engine::LockEngine;
+use super::txn::BackTo;
 use super::types::{Commit, Grant};
 use super::uncontended::HoldSeq;
 use crate::bind::Bind;
 use crate::clock::Time;
+use crate::error::Result;
 use crate::id::{TableId, TxnId};
 use crate::key::{LockItem, LockMode};
 
@@ -39,11 +41,12 @@ impl LockEngine {
         released
     }
 
-    /// Ends what the calls of a transaction from `seq` on were granted in the state.
-    pub(super) fn roll_back_to_in_state(&self, txn: TxnId, seq: HoldSeq) -> usize {
-        let mut released = 0;
-        self.in_slices(|state| state.roll_back_to(txn, seq, &mut released).then_some(()));
-        released
+    /// Ends what the calls of a transaction from `seq` on were granted in the state. Returns the
+    /// number of released items. Fails while a call is in flight; then a part may have ended.
+    pub(super) fn roll_back_to_in_state(&self, txn: TxnId, seq: HoldSeq) -> Result<usize> {
+        let mut back = BackTo::new(seq);
+        let outcome = self.in_slices(|state| state.roll_back_to(txn, &mut back));
+        outcome.unwrap_or(Ok(())).map(|()| back.released)
     }
 
     /// Makes holds of a transaction in the state weaker.

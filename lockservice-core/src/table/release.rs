@@ -1,11 +1,10 @@
 //! Releases and roll-backs: the ways in which holds end.
 
-use super::call::{CallId, Stage, hold_bytes, call_in_flight};
+use super::call::{CallId, Stage, call_in_flight, hold_bytes};
 use super::slices::Released;
 use super::state::EngineState;
-use super::txn::Upgrade;
+use super::txn::BackTo;
 use super::types::{Commit, Grant, ItemGrant};
-use super::uncontended::HoldSeq;
 use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};

@@ -112,7 +112,7 @@ pub struct Grant {
     /// [`SkipLocked`](WaitPolicy::SkipLocked).
     pub skipped: Vec<Key>,
     /// The range that the transaction's rows of the table became, because a limit of memory was
-    /// reached. A roll-back of this grant leaves it, for it stands for earlier grants too.
+    /// reached. A roll-back of this grant leaves it if it stands for earlier grants too.
     pub escalated: Option<Box<KeyRange>>,
     /// True if the table may have a commit that the transaction's snapshot does not show and whose
     /// timestamp is not known (C5). The caller then takes the snapshot after this grant.

@@ -153,8 +153,10 @@ impl Model {
             }
             let upgrade = !own.is_empty();
             let behind = (0..self.queue.len()).filter(|at| conflicts(&self.queue[*at], call));
-            let must_wait =
-                !upgrade && behind.into_iter().any(|at| !self.reaches(at, call.txn, true));
+            // A row that is waited for is not free, whoever the waiter waits for.
+            let passes =
+                |at: usize| call.wait != WaitPolicy::SkipLocked && self.reaches(at, call.txn, true);
+            let must_wait = !upgrade && behind.into_iter().any(|at| !passes(at));
             if !self.conflicting_holders(call).is_empty() || must_wait {
                 if call.wait == WaitPolicy::SkipLocked {
                     call.skipped.push(call.items[call.next].clone());
@@ -207,6 +209,7 @@ impl Model {
         let mode = mode.expect("that of the call");
         let first_call = replaced.iter().map(|hold| hold.first_call()).min();
         let first_call = first_call.map_or(call.call, |first| first.min(call.call));
+        let replaced_count = replaced.len();
         let (all, of_txn) = self.bytes(call);
         let freed: usize = replaced.iter().map(|hold| hold_bytes(&hold.item)).sum();
         let needed = hold_bytes(&range);
@@ -234,7 +237,13 @@ impl Model {
             ended: 0,
             beneath: Vec::new(),
         });
+        let is_of_call = replaced_count == call.changes.len()
+            && call.changes.iter().all(|(_, before)| before.is_none());
         call.changes.clear();
+        if is_of_call {
+            call.changes.push((range.clone(), None));
+        }
+        call.skipped.clear();
         call.next = call.items.len();
         call.escalated = Some((range, token));
         true

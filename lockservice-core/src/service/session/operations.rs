@@ -59,6 +59,14 @@ struct Due {
     step: Step,
 }
 
+impl Due {
+    /// True for a roll-back to a savepoint while a cancelled lock call of the transaction is still
+    /// being made: its table was bound at that moment. It is dropped at once after that.
+    fn must_wait(&self) -> bool {
+        matches!(self.step, Step::RollBackTo(_)) && self.txn.at_engine().has_call_in_flight()
+    }
+}
+
 impl Session {
     /// Accepts an operation. Its sequence is its place in the order of its transaction (T2). A
     /// repeated sequence gets the response of the first time, or joins it while it is being
@@ -201,6 +209,9 @@ impl Session {
 
     /// Decides an operation that runs since it arrived, and then what is due after it.
     fn decide_now(&self, number: TxnNumber, due: Due) -> Pending {
+        if due.must_wait() {
+            return self.begin_wait(number, due);
+        }
         match self.decide(number, due) {
             Outcome::Decided { response, more } => {
                 if more {
@@ -215,6 +226,9 @@ impl Session {
     /// Decides the operations of one transaction that are due, in order, until one must wait.
     fn decide_due(&self, number: TxnNumber) {
         while let Some(due) = self.take_next(number) {
+            if due.must_wait() {
+                return self.spawn(number, due);
+            }
             match self.decide(number, due) {
                 Outcome::Decided { more: true, .. } => {}
                 Outcome::Decided { more: false, .. } => return,
@@ -226,11 +240,11 @@ impl Session {
     /// Has an operation wait that runs since it arrived.
     fn begin_wait(&self, number: TxnNumber, due: Due) -> Pending {
         let sequence = due.sequence;
-        let Step::Lock { spec, arrived, .. } = &due.step else {
-            // Cannot be: nothing else waits.
-            return Pending::ready(Err(rolled_back()));
+        let (arrived, bytes) = match &due.step {
+            Step::Lock { spec, arrived, .. } => (*arrived, weight::of_lock(spec)),
+            // A roll-back to a savepoint, which waits for a moment.
+            _ => (self.inner.parts.env.now(), weight::OPERATION),
         };
-        let (arrived, bytes) = (*arrived, weight::of_lock(spec));
         let response = self
             .record
             .state
@@ -256,6 +270,9 @@ impl Session {
         let mut first = Some(due);
         while let Some(due) = first.take().or_else(|| self.take_next(number)) {
             let Due { txn, sequence, step: Step::Lock { spec, arrived, items } } = due else {
+                while due.must_wait() {
+                    tokio::task::yield_now().await;
+                }
                 match self.decide(number, due) {
                     Outcome::Decided { more: true, .. } => continue,
                     _ => return,
@@ -308,6 +325,10 @@ impl Session {
             }
             Step::RollBackTo(savepoint) => {
                 let released = self.inner.engine.roll_back_to(txn.at_engine(), savepoint);
+                if released.is_ok() {
+                    let mut state = self.record.state.lock();
+                    state.with_queue(number, |queue, _| queue.rolled_back_to(savepoint));
+                }
                 released.map(|released| OpResponse::Done { released })
             }
             Step::RollBack(grants) => {
@@ -333,7 +354,7 @@ impl Session {
     ) -> Outcome {
         let mut relied = None;
         if let (Ok(granted), Some(items)) = (&result, items) {
-            relied = Relied::of(granted, &items);
+            relied = Relied::of(granted, &items, txn.at_engine().position());
         }
         let result = result.map(|granted| OpResponse::Locked(Arc::new(granted)));
         self.file(txn, op, result, relied, false)

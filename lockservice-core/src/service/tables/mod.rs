@@ -171,11 +171,11 @@ impl ServiceInner {
     }
 
     fn at_engine(&self, bound: TableHandle, requested: Requested, waited: bool) -> Handed {
-        let Requested { txn, ancestors, items, mode, wait, escalate, since } = requested;
+        let Requested { in_flight, ancestors, items, mode, wait, escalate, since } = requested;
         let (table, version) = (bound.bind().id, bound.bind().version);
         let request = LockRequest { table, version, items, mode, wait, escalate };
-        let call = self.engine.lock_for(txn.at_engine(), request, &ancestors, since);
-        Handed { call, bound, waited }
+        let call = self.engine.lock_for(in_flight.txn().at_engine(), request, &ancestors, since);
+        Handed { call, bound, waited, in_flight }
     }
 
     /// Binds a table for those who stand in its line, and hands it over to them in their order.

@@ -11,8 +11,8 @@ use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
 use crate::service::session::Renewals;
 use crate::service::tables::line::{Handed, Requested};
-use crate::service::txn::TxnRecord;
 use crate::service::txn::row::{is_history_unknown, snapshot};
+use crate::service::txn::{CallInFlight, TxnRecord};
 use crate::service::{ANCESTORS_MAX, Granted, LockSpec, Promise, ServiceInner};
 use crate::table::Grant;
 
@@ -59,11 +59,11 @@ impl ServiceInner {
         let deadline = self.deadline(&spec, began);
         let snapshot = snapshot(&spec, began);
         let LockSpec { table, items, mode, wait, escalate, timeout, ancestors, .. } = spec;
-        let _in_flight = txn.at_engine().begin_call();
-        let txn_record = Arc::clone(txn);
+        let in_flight = CallInFlight::new(Arc::clone(txn));
         let requested =
-            Requested { txn: txn_record, ancestors, items, mode, wait, escalate, since: began };
-        let Handed { bound, mut call, waited } =
+            Requested { in_flight, ancestors, items, mode, wait, escalate, since: began };
+        // The call is dropped before it counts as over.
+        let Handed { in_flight: _in_flight, bound, mut call, waited } =
             self.hand_over(&table, requested, deadline).await?;
         // The transaction may have ended before the call was in the engine, where its end would
         // have found it.

@@ -28,6 +28,7 @@ use crate::key::{LockItem, LockMode};
 use crate::service::{Granted, LockService, LockSpec, Promise, ServiceInner, TxnOptions};
 use crate::table::{Commit, Savepoint};
 
+pub(in crate::service) use self::record::CallInFlight;
 pub(crate) use self::record::TxnRecord;
 
 /// A transaction of an embedder: it lives as long as this handle, and rests on the service's lease

@@ -91,6 +91,28 @@ impl TxnRecord {
     }
 }
 
+/// A lock call of a transaction that is being made. Until it is dropped no row is locked at once for
+/// the transaction, and no savepoint is gone back to (T2).
+#[derive(Debug)]
+pub(in crate::service) struct CallInFlight(Arc<TxnRecord>);
+
+impl CallInFlight {
+    pub(in crate::service) fn new(txn: Arc<TxnRecord>) -> Self {
+        txn.at_engine.call_begins();
+        Self(txn)
+    }
+
+    pub(in crate::service) fn txn(&self) -> &TxnRecord {
+        &self.0
+    }
+}
+
+impl Drop for CallInFlight {
+    fn drop(&mut self) {
+        self.0.at_engine.call_ends();
+    }
+}
+
 impl ServiceInner {
     /// Begins a transaction. `now` was just read.
     pub(crate) fn begin(

@@ -5,7 +5,11 @@
 //!
 //! It is done under one hold of the mutex, because a call is all or nothing: the range is held,
 //! under a token of its own, before the rows are released. No other transaction sees a row free
-//! that was held. The rows cannot come back, so a roll-back of the call leaves the range.
+//! that was held. The rows of earlier calls cannot come back. So a roll-back of the call leaves the
+//! range, if it stands for any of them.
+//!
+//! A refusal takes as much work as an escalation. After one the next attempts of the transaction are
+//! refused without a look, one for each [`LOOK_ROWS`] of its rows.
 
 use std::ops::Bound;
 
@@ -15,13 +19,30 @@ use crate::key::{Key, KeyRange, LockItem, LockMode, compare_ends, compare_starts
 use crate::table::holders::Holder;
 use crate::table::slices::Released;
 use crate::table::state::EngineState;
+use crate::table::types::ItemGrant;
 use crate::table::uncontended::HoldSeq;
+
+/// See the module.
+const LOOK_ROWS: usize = 4_096;
 
 impl EngineState {
     /// Makes the call's transaction hold one range instead of its rows in the table and of the
     /// call's items. False, and nothing has changed, if that would have to wait, would not fit, or
     /// the table has no token.
     pub(super) fn escalate(&mut self, call: &mut EngineCall) -> bool {
+        let txn = self.txns.entry(call.txn).or_default();
+        if let Some(left) = txn.escalation_pause.checked_sub(1) {
+            txn.escalation_pause = left;
+            return false;
+        }
+        let is_done = self.try_escalate(call);
+        let txn = self.txns.entry(call.txn).or_default();
+        let rows = txn.items_in(call.table).map_or(0, |held| held.len());
+        txn.escalation_pause = if is_done { 0 } else { rows / LOOK_ROWS };
+        is_done
+    }
+
+    fn try_escalate(&mut self, call: &mut EngineCall) -> bool {
         let Some(range) = self.range_of_rows(call) else { return false };
         let item = LockItem::Range(range.clone());
         // Also makes the transaction's own rows known that were locked meanwhile.
@@ -42,6 +63,7 @@ impl EngineState {
         let mut holder = Holder::pending(call.txn, slot, mode, first_call);
         holder.grant(token);
         table.entry_or_new(&item).add(holder);
+        let replaced_count = replaced.len();
         for item in replaced {
             self.slice.spend();
             self.release(call.txn, call.table, item);
@@ -50,7 +72,14 @@ impl EngineState {
         let next = call.items[call.next].clone();
         self.retire(call.table, &next);
         self.released.push((call.table, Released::Item(next)));
+        // Of calls before this one it stands for nothing, so that a roll-back can end it.
+        let is_of_call = call.changes.iter().all(|change| change.before.is_none())
+            && call.changes.len() == replaced_count;
         call.changes.clear();
+        if is_of_call {
+            call.changes.push(ItemGrant { item, before: None });
+        }
+        call.skipped.clear();
         (call.token, call.without_token, call.next) = (Some(token), 0, call.items.len());
         call.escalated = Some(Box::new(range));
         true

@@ -9,7 +9,7 @@ use super::places::{Place, TablePlaces};
 use crate::bind::Bind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 
 /// A table that the engine serves, at one version. A cheap handle.
 ///
@@ -164,17 +164,48 @@ impl TxnHandle {
         CallGuard(self)
     }
 
+    /// As [`begin_call`](Self::begin_call), for a caller that has its mutex.
+    pub(super) fn begin_call_under(&self, mut holds: MutexGuard<'_, RowHolds>) -> CallGuard<'_> {
+        holds.in_flight += 1;
+        CallGuard(self)
+    }
+
+    /// As [`begin_call`](Self::begin_call). The caller calls [`call_ends`](Self::call_ends) once.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn call_begins(&self) {
+        self.holds.lock().in_flight += 1;
+    }
+
+    /// Ends what [`call_begins`](Self::call_begins) began.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn call_ends(&self) {
+        self.holds.lock().in_flight -= 1;
+    }
+
+    /// True if a call of the transaction goes the general way.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn has_call_in_flight(&self) -> bool {
+        self.holds.lock().in_flight > 0
+    }
+
+    /// The number of the next call, as a savepoint that was not set.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn position(&self) -> Savepoint {
+        Savepoint(self.holds.lock().next)
+    }
+
     /// See [`LockEngine::savepoint`](crate::table::LockEngine::savepoint).
     pub(super) fn savepoint(&self) -> Result<Savepoint> {
-        let next = self.holds.lock().next;
-        if next == HoldSeq::LAST {
+        let mut holds = self.holds.lock();
+        if holds.next == HoldSeq::LAST {
             return Err(Error::new(
                 ErrorKind::ResourceExhausted,
                 "the transaction has made too many calls for a savepoint: begin another one",
             )
             .with("txn", self.id));
         }
-        Ok(Savepoint(next))
+        // Later calls have larger numbers, also those that are granted nothing new.
+        Ok(Savepoint(holds.take_seq()))
     }
 
     /// Has [`lock_row`](crate::table::LockEngine::lock_row) grant nothing more to this transaction.

@@ -3,11 +3,13 @@
 use super::handles::{Savepoint, TableHandle, TxnHandle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{LockItem, LockMode};
+use crate::table::call::call_in_flight;
 use crate::table::engine::LockEngine;
 
 impl LockEngine {
     /// A point in the sequence of the transaction's calls: [`roll_back_to`](Self::roll_back_to)
-    /// ends what later calls are granted. A savepoint costs nothing, and needs no release.
+    /// ends what later calls are granted. A savepoint costs nothing, and needs no release. It counts
+    /// as a call.
     ///
     /// # Errors
     /// [`ResourceExhausted`](ErrorKind::ResourceExhausted) after 2^32 calls of the transaction. The
@@ -28,15 +30,20 @@ impl LockEngine {
     ///
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) while a call of the transaction is in
-    /// flight: the caller waits for it, or drops it.
+    /// flight: the caller waits for it, or drops it, and tries again. A caller that has not polled a
+    /// call that is over does the same: what that was granted is released here. Also if the savepoint
+    /// is of another transaction.
     pub fn roll_back_to(&self, txn: &TxnHandle, savepoint: Savepoint) -> Result<usize> {
         let mut holds = txn.holds.lock();
-        if holds.in_flight > 0 || self.has_call(txn.id()) {
+        if savepoint.0 > holds.next {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
-                "a lock call of this transaction is still in flight: wait for it, or cancel it",
+                "the savepoint is of another transaction: use one of this transaction",
             )
             .with("txn", txn.id()));
+        }
+        if holds.in_flight > 0 || holds.in_state && self.has_call(txn.id()) {
+            return Err(call_in_flight(txn.id()));
         }
         let (mut released, mut missing, mut bytes) = (0, 0, 0);
         while let Some(hold) = holds.list.last().filter(|hold| hold.seq >= savepoint.0) {
@@ -57,11 +64,12 @@ impl LockEngine {
         // They were released before, or inflated.
         holds.released = holds.released.saturating_sub(missing);
         holds.in_state |= missing > 0;
-        if holds.in_state {
-            // Under the transaction's mutex: no row is granted to it meanwhile.
-            released += self.roll_back_to_in_state(txn.id(), savepoint.0);
+        if !holds.in_state {
+            return Ok(released);
         }
-        Ok(released)
+        // No row is granted to it meanwhile. Its mutex is free, for the state wakes tasks.
+        let _in_flight = txn.begin_call_under(holds);
+        Ok(released + self.roll_back_to_in_state(txn.id(), savepoint.0)?)
     }
 
     /// Makes chosen items weaker that a transaction holds: `mode` from now on. Waiters that are

@@ -60,11 +60,12 @@ impl<'a> Turn<'a> {
         }
     }
 
-    pub(super) fn granted(&self, id: TxnId) {
+    /// Notes a grant. One that skipped all of its rows holds nothing: the transaction may move.
+    pub(super) fn granted(&self, id: TxnId, holds: bool) {
         let first = {
             let mut placement = self.txn.placement.lock();
             placement.id = Some(id);
-            !std::mem::replace(&mut placement.holds, true)
+            holds && !std::mem::replace(&mut placement.holds, true)
         };
         // This comes before the caller gets the grant: from then on the session's deadline is at
         // most that of this node.

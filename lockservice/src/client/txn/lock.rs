@@ -5,7 +5,7 @@ use std::time::Duration;
 use lockservice_core::clock::lo;
 use lockservice_core::service::LockSpec;
 use lockservice_core::table::Grant;
-use lockservice_core::{Error, ErrorKind, Result};
+use lockservice_core::{Error, ErrorKind, FencingToken, Result};
 
 use super::ClientTxn;
 use super::call::{Call, Turn, permit};
@@ -77,7 +77,7 @@ impl ClientTxn {
         }
         call.acknowledge();
         let mut granted = result?;
-        turn.granted(granted.txn);
+        turn.granted(granted.txn, granted.grant.token != FencingToken::default());
         if let (Some(known), Some(snapshot)) = (granted.history_known, snapshot) {
             // C5: the server does not know the travel time of the request.
             granted.grant.history_unknown |=

@@ -54,13 +54,18 @@ impl ClientTxn {
     /// # Cancel safety
     /// A savepoint that is not received is of no use, and does no harm.
     pub async fn savepoint(&self) -> Result<TxnSavepoint> {
-        let (handle, txn_number) = self.place();
-        let number = if self.is_free() {
-            // Nothing was locked yet. The transaction may move until then, so no node is called.
-            Savepoint::FIRST
-        } else {
+        let number = loop {
+            let (handle, txn_number) = self.place();
+            if self.is_free() {
+                // Nothing is locked. The transaction may move until then, so no node is called.
+                break Savepoint::FIRST;
+            }
             let response = handle.shared.outbox.savepoint(&txn_number)?;
-            response.await.unwrap_or_else(|_| Err(handle.shared.why_lost()))?
+            let number = response.await.unwrap_or_else(|_| Err(handle.shared.why_lost()))?;
+            // A call that was under way may have moved the transaction, which begins anew there.
+            if Arc::ptr_eq(&self.place().1, &txn_number) {
+                break number;
+            }
         };
         Ok(TxnSavepoint { of: Arc::clone(&self.identity), number })
     }

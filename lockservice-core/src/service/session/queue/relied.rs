@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::id::TableId;
 use crate::key::{Key, LockItem};
 use crate::service::Granted;
-use crate::table::Grant;
+use crate::table::{Grant, Savepoint};
 
 /// Comparing more pairs than this for one `Cancel` is not worth the time: then the rest is kept.
 pub(in crate::service) const RELIED_PAIRS_MAX: usize = 1 << 20;
@@ -16,13 +16,19 @@ pub(in crate::service) const RELIED_PAIRS_MAX: usize = 1 << 20;
 pub(in crate::service) struct Relied {
     table: TableId,
     pub(super) items: Arc<[LockItem]>,
+    /// A savepoint is gone back to before the call, if it is below this.
+    pub(super) end: Savepoint,
 }
 
 impl Relied {
     /// The items that `granted` covers without having added them, if there are any. `items` are the
     /// requested ones. Upgraded items are not among the result: an upgrade stands without the hold
     /// beneath it.
-    pub(in crate::service) fn of(granted: &Granted, items: &[LockItem]) -> Option<Self> {
+    pub(in crate::service) fn of(
+        granted: &Granted,
+        items: &[LockItem],
+        end: Savepoint,
+    ) -> Option<Self> {
         let (table, changes) = (granted.grant.bind.id, &granted.grant.owner.changes);
         if changes.len() >= items.len() {
             return None;
@@ -33,7 +39,7 @@ impl Relied {
             !changed.contains(item) && !item.as_row().is_some_and(|row| skipped.contains(row))
         };
         let items: Arc<[LockItem]> = items.iter().filter(is_relied_on).cloned().collect();
-        (!items.is_empty()).then_some(Self { table, items })
+        (!items.is_empty()).then_some(Self { table, items, end })
     }
 }
 

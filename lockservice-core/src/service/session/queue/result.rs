@@ -7,6 +7,7 @@ use crate::id::Sequence;
 use crate::service::session::queue::{NumberedBy, Relied, TxnQueue, Waiting, rolled_back};
 use crate::service::session::weight;
 use crate::service::{Granted, OpResponse};
+use crate::table::Savepoint;
 
 #[derive(Debug)]
 pub(super) struct Decided {
@@ -83,6 +84,11 @@ impl TxnQueue {
             )
             .with("sequence", sequence)),
         }
+    }
+
+    /// What calls since a savepoint were granted has ended: they rely on nothing any more.
+    pub(in crate::service) fn rolled_back_to(&mut self, savepoint: Savepoint) {
+        self.relied_on.retain(|_, relied| relied.end <= savepoint);
     }
 
     /// Notes that the client has the responses up to `acked`: none of them will be requested again.

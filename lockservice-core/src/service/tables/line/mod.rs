@@ -38,7 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{NodeName, ServiceId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::service::tables::line::refusal::Refusal;
-use crate::service::txn::TxnRecord;
+use crate::service::txn::CallInFlight;
 use crate::table::{LockCall, TableHandle, WaitPolicy};
 
 pub(in crate::service) use self::standing::Standing;
@@ -49,7 +49,8 @@ const DESERTED_MAX: usize = 64;
 /// The request of a call.
 #[derive(Debug)]
 pub(in crate::service) struct Requested {
-    pub(in crate::service) txn: Arc<TxnRecord>,
+    /// Its transaction.
+    pub(in crate::service) in_flight: CallInFlight,
     /// The transactions whose work waits until the call has ended.
     pub(in crate::service) ancestors: Vec<TxnId>,
     pub(in crate::service) items: Vec<LockItem>,
@@ -67,6 +68,8 @@ pub(in crate::service) struct Handed {
     pub(in crate::service) call: LockCall,
     /// Something kept the table from being bound while it stood in line: it has waited.
     pub(in crate::service) waited: bool,
+    /// After the call: that is dropped first.
+    pub(in crate::service) in_flight: CallInFlight,
 }
 
 /// A call in a line.
@@ -327,11 +330,11 @@ mod tests {
 
     fn join(lines: &mut Lines, number: usize) -> Joined {
         let requested = Requested {
-            txn: Arc::new(TxnRecord::new(
+            in_flight: CallInFlight::new(Arc::new(crate::service::txn::TxnRecord::new(
                 TxnId::new(ServiceId::new(1), TxnNumber::new(1), false),
                 "".into(),
                 None,
-            )),
+            ))),
             ancestors: Vec::new(),
             items: vec![LockItem::Row(Key::new("k").expect("a key"))],
             mode: LockMode::Exclusive,

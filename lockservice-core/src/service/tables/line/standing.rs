@@ -44,7 +44,7 @@ impl Lines {
                 table: table.clone(),
                 item: waiter.requested.items.first()?.clone(),
                 mode: waiter.requested.mode,
-                waiter: waiter.requested.txn.id,
+                waiter: waiter.requested.in_flight.txn().id,
                 holder: TxnId {
                     origin: owner.map_or_else(ServiceId::default, |owner| owner.service),
                     counter: TxnCounter::default(),
