@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kit::by_id::LockEngine;
 use kit::{TABLE, VERSION, committed_at, engine, engine_with, granted, kind, lock, poll, row, txn};
 use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
-use lockservice_core::table::{EngineSettings, RowGrant, engine_steps};
+use lockservice_core::table::{EngineSettings, LockCall, RowGrant, engine_steps};
 use lockservice_core::{
     BindVersion, CommitTimestamp, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode,
     ServiceId, TableId, TableRef,
