@@ -149,6 +149,25 @@ async fn a_release_whose_response_is_lost_with_its_leader_is_found_done_or_is_do
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_table_is_what_it_was_after_the_store_refused_to_forget_it() {
+    let cluster = Cluster::with_lease(LEASE);
+    let node = cluster.led().await;
+    let owner = node.begin_in_time().await;
+    let (allocator, t) = (&node.allocator, table("t"));
+    let bound = allocator.bind(owner.service, &t).await.expect("free");
+    let release = || allocator.release_table(owner.service, Nonce::new(7), &t, bound.bind.version);
+    node.store.refuse_writes(1);
+    let kept = release().await.expect("live").kept.expect("the store has refused it");
+    assert_eq!(kept.kind(), ErrorKind::Unavailable);
+    let request = commit(&owner, &bound, 1);
+    allocator.begin_commit(&request).await.expect("its bind admits commits again");
+    let kept = release().await.expect("live").kept.expect("a commit is in flight (C2)");
+    assert_eq!(kept.kind(), ErrorKind::TableInUse);
+    allocator.finish_commit(request.txn, request.attempt).await.expect("admitted");
+    assert!(release().await.expect("live").kept.is_none());
+}
+
 struct Alone {
     store: MemoryStore,
     settings: AllocatorSettings,

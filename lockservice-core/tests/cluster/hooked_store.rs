@@ -31,6 +31,8 @@ struct Hooks {
     after_write: Mutex<Option<Hook>>,
     acquisitions_lost: AtomicU32,
     loads_fail: std::sync::atomic::AtomicBool,
+    /// How many of the next writes are refused. A test sets it; `write` is the partner.
+    writes_refused: AtomicU32,
     /// How long the response to a renewal takes, and the send of the last one with a response.
     renewals: Mutex<(Duration, Option<Instant>)>,
 }
@@ -57,6 +59,11 @@ impl HookedStore {
     /// Happens once, when the next write has landed, whose answer is lost.
     pub(crate) fn after_write(&self, hook: impl FnOnce() + Send + 'static) {
         *self.hooks.after_write.lock() = Some(Box::new(hook));
+    }
+
+    /// The next `n` writes are refused: certainly nothing of them lands.
+    pub(crate) fn refuse_writes(&self, n: u32) {
+        self.hooks.writes_refused.store(n, Ordering::SeqCst);
     }
 
     /// The responses to the next `n` acquisitions are lost.
@@ -135,6 +142,11 @@ impl BindStore for HookedStore {
     }
 
     async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
+        let refuse = |left: u32| left.checked_sub(1);
+        let refused = &self.hooks.writes_refused;
+        if refused.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuse).is_ok() {
+            return Err(Error::new(ErrorKind::Unavailable, "refused (a fault of the test)"));
+        }
         let response = self.inner.write(epoch, number, batch).await;
         let hook = self.hooks.after_write.lock().take();
         match hook {
