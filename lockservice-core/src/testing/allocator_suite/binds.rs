@@ -160,6 +160,34 @@ pub(super) async fn tokens_grow_from_block_to_block_and_owner_to_owner(
     assert!(new.tokens.expect("a fresh bind").next >= last);
 }
 
+pub(super) async fn a_resignation_waits_for_the_pins_of_another_origin_alone(
+    fixture: &dyn AllocatorFixture,
+) {
+    let allocator = fixture.allocator();
+    let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
+    let bound = allocator.bind(a.service, &table("t")).await.expect("free");
+    // No transaction of the incarnation that resigns commits.
+    let txn = TxnId::new(b.service, TxnNumber::new(1), true);
+    allocator.begin_commit(&commit(txn, 1, &[&bound.bind])).await.expect("current");
+    let resign = allocator.resign(a.service, Nonce::new(1));
+    tokio::pin!(resign);
+    tokio::select! {
+        biased;
+        ended = &mut resign => panic!("a commit is in flight on its bind (C2): {ended:?}"),
+        // A write that the resignation had queued would land before the second of these.
+        () = async {
+            for later in ["later-1", "later-2"] {
+                allocator.bind(b.service, &table(later)).await.expect("free");
+            }
+        } => {}
+    }
+    let still = allocator.bind(b.service, &table("t")).await.expect_err("a commit may rely on it");
+    assert_eq!(still.kind(), ErrorKind::Reassigning);
+    allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
+    resign.await.expect("nothing holds it up");
+    allocator.bind(b.service, &table("t")).await.expect("reassigned at once");
+}
+
 pub(super) async fn a_resignation_waits_for_commits_on_its_binds(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);

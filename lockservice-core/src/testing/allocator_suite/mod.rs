@@ -65,6 +65,7 @@ where
     .await;
     tombstones::the_end_of_a_transaction_removes_no_tombstone(&*make().await).await;
     binds::a_resignation_waits_for_commits_on_its_binds(&*make().await).await;
+    binds::a_resignation_waits_for_the_pins_of_another_origin_alone(&*make().await).await;
     binds::tokens_grow_from_block_to_block_and_owner_to_owner(&*make().await).await;
     tables::a_released_table_is_forgotten_and_its_name_is_another_table(&*make().await).await;
     tables::a_bind_is_kept_while_a_commit_is_in_flight_on_it(&*make().await).await;
