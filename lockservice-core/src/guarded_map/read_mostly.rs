@@ -155,15 +155,21 @@ mod loom {
     fn once_a_change_was_seen_no_reader_sees_the_map_without_it() {
         ::loom::model(|| {
             let map: Arc<ReadMostlyMap<u8, u8>> = Arc::new(ReadMostlyMap::new());
-            let (writer, other) = (Arc::clone(&map), Arc::clone(&map));
-            let change = thread::spawn(move || writer.insert(1, 7));
-            let read = |map: &ReadMostlyMap<u8, u8>| map.read(&1, |value| value.copied());
-            let first = read(&map);
-            // It has another number, and so another copy.
-            let later = thread::spawn(move || read(&other)).join().expect("no panic");
-            assert!(first.is_none() || later == Some(7), "{first:?}, then {later:?}");
-            change.join().expect("no panic");
-            assert_eq!(read(&map), Some(7));
+            let readers = Arc::clone(&map);
+            let read = |map: &ReadMostlyMap<u8, u8>| {
+                (thread_number() % COPIES, map.read(&1, |value| value.copied()))
+            };
+            let reads = thread::spawn(move || {
+                let (copy, first) = read(&readers);
+                // Threads that are spawned one after the other have different copies.
+                let later = thread::spawn(move || read(&readers));
+                let (other, later) = later.join().expect("no panic");
+                assert_ne!(copy, other, "the two read one copy, which shows nothing");
+                assert!(first.is_none() || later == Some(7), "{first:?}, then {later:?}");
+            });
+            map.insert(1, 7);
+            reads.join().expect("no panic");
+            assert_eq!(read(&map).1, Some(7));
         });
     }
 }
