@@ -14,7 +14,7 @@ use crate::id::{CommitAttempt, TxnId};
 
 impl CommitControl {
     /// Registers a commit whose binds are pinned for `window`, which begins `now` (C3), and returns
-    /// how long it is admitted. A repeat of `attempt` replaces its pins and may extend its time
+    /// how long it is admitted. A repeat of `attempt` adds to its pins and may extend its time
     /// (C1); once a caller got the response *committing*, it returns the rest of its time (C4).
     ///
     /// Fails with `CannotCommit` if the origin is fenced, or the transaction tombstoned, closing or
@@ -69,7 +69,9 @@ impl CommitControl {
                             // The earlier response may still be used.
                             let (ends, until) = (ends.max(known.ends), until.max(known.until));
                             let new = Attempt { ends, until, pins: pins.keep(), ..new };
-                            ended.push(std::mem::replace(known, new));
+                            let mut earlier = std::mem::replace(known, new);
+                            known.take_over(&mut earlier);
+                            ended.push(earlier);
                         }
                         None if attempts.len() >= ATTEMPTS_MAX => return Err(exhausted(txn)),
                         None => attempts.push(Attempt { pins: pins.keep(), ..new }),

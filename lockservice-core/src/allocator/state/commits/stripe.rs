@@ -86,6 +86,25 @@ pub(super) struct Attempt {
     pub(super) pins: Places,
 }
 
+impl Attempt {
+    /// Takes over the pins of an earlier admission of the attempt, except of binds that this one
+    /// pins too. The earlier response may still be used, so its binds are kept until it must have
+    /// run out (C1, C2).
+    pub(super) fn take_over(&mut self, earlier: &mut Self) {
+        let places = |pins: &Places| pins.iter().map(|at| at.get()).collect::<Vec<u32>>();
+        let mut pinned = places(&self.pins);
+        // A repeat nearly always presents the same binds.
+        if pinned == places(&earlier.pins) {
+            return;
+        }
+        pinned.sort_unstable();
+        let (again, others): (Places, Places) =
+            earlier.pins.iter().copied().partition(|at| pinned.binary_search(&at.get()).is_ok());
+        earlier.pins = again;
+        self.pins.extend(others);
+    }
+}
+
 /// Attempts that were taken out of a stripe. When it is dropped, their pins are removed. To be
 /// declared before the stripe is locked, so that it is dropped when that is free again.
 pub(super) struct Ended<'a> {
