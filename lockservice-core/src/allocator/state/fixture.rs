@@ -18,6 +18,8 @@ use crate::store::{ServiceRecord, ServiceState};
 pub(super) const TTL: Duration = Duration::from_secs(5);
 pub(super) const ORIGIN: ServiceId = ServiceId::new(1 << 32 | 1);
 pub(super) const OWNER: ServiceId = ServiceId::new(1 << 32 | 2);
+/// Most binds of one commit.
+pub(super) const BINDS_MAX: usize = 10;
 pub(super) const NOW: Time = Time::from_origin(Duration::from_secs(100));
 
 /// The state of an allocator with an origin, and another incarnation that owns one table.
@@ -32,7 +34,8 @@ impl Fixture {
     pub(super) fn new() -> Self {
         let (applied, tokens) =
             (WriteNumber::default(), TokenSource::Epoch { from: FencingToken::default() });
-        let state = AllocatorState::new(Epoch::new(1), EpochNumber::default(), applied, tokens, 10);
+        let state =
+            AllocatorState::new(Epoch::new(1), EpochNumber::default(), applied, tokens, BINDS_MAX);
         add_service(&state, ORIGIN);
         let owner = add_service(&state, OWNER);
         let bind = add_table(&state, &owner, 5);

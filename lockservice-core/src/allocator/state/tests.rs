@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crate::allocator::PresentedBind;
 use crate::allocator::state::fixture::{
-    Fixture, NOW, ORIGIN, add_table, held, name, remove_table, request,
+    BINDS_MAX, Fixture, NOW, ORIGIN, add_table, held, name, remove_table, request,
 };
 use crate::bind::BindSlot;
+use crate::clock::hi;
 use crate::error::ErrorKind;
 use crate::id::{CommitAttempt, TableId};
 
@@ -170,6 +171,46 @@ fn a_table_with_a_commit_in_flight_on_one_partition_stays_open_in_all() {
     }
     state.tables.read(&name(5), |entry| entry.expect("bound").reopen());
     state.begin_commit(&request(4, vec![bind, second]), NOW).expect("it stays");
+}
+
+#[test]
+fn a_pin_counts_until_the_latest_end_of_the_window_by_any_clock() {
+    let Fixture { state, bind, .. } = Fixture::new();
+    let admission = state.begin_commit(&request(1, vec![bind]), NOW).expect("current");
+    let window = admission.commit_before;
+    assert!(hi(window) > window + Duration::from_millis(2), "the two ends differ by some ticks");
+    let end = NOW + hi(window);
+    assert!(held(&state, &bind, NOW + window), "the caller's clock may be slow (C2)");
+    assert!(held(&state, &bind, NOW + (hi(window) - Duration::from_millis(1))));
+    assert!(!held(&state, &bind, end + Duration::from_millis(2)), "a tick later it is over");
+}
+
+#[test]
+fn a_commit_presents_as_many_binds_as_are_allowed_and_no_more() {
+    let Fixture { state, bind, .. } = Fixture::new();
+    state.begin_commit(&request(1, vec![bind; BINDS_MAX]), NOW).expect("as many as are allowed");
+    let refused = state
+        .begin_commit(&request(2, vec![bind; BINDS_MAX + 1]), NOW)
+        .expect_err("one more than is allowed");
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+    state.finish_commit(request(1, vec![]).txn, CommitAttempt::new(1));
+    assert!(!held(&state, &bind, NOW), "each pin is removed, and the refused one left none");
+}
+
+#[test]
+fn a_repeat_of_an_attempt_with_fewer_binds_keeps_the_pins_of_the_earlier_one() {
+    let Fixture { state, owner, bind } = Fixture::new();
+    let other = add_table(&state, &owner, 7);
+    let begin = |binds| state.begin_commit(&request(1, binds), NOW).expect("current");
+    begin(vec![bind, other]);
+    // The first response may be the one that the caller uses.
+    begin(vec![bind]);
+    assert!(held(&state, &other, NOW), "a release of its bind waits for the window (C2)");
+    begin(vec![]);
+    begin(vec![other, other]);
+    assert!(held(&state, &bind, NOW) && held(&state, &other, NOW));
+    state.finish_commit(request(1, vec![]).txn, CommitAttempt::new(1));
+    assert!(!held(&state, &bind, NOW) && !held(&state, &other, NOW), "its end removes all of them");
 }
 
 #[test]
