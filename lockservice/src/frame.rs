@@ -65,7 +65,7 @@ impl Decoder for FrameCodec {
 }
 
 /// One operation of a frame, or the response to one. Its parts are taken out of the frame when they
-/// are asked for: each shares the frame's memory, which costs more than to find it.
+/// are needed: each shares the frame's memory, which costs more than to find it.
 #[derive(Debug)]
 pub(crate) struct Op<'a> {
     frame: &'a Bytes,

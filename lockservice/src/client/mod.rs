@@ -52,8 +52,8 @@
 //! # Implementation details
 //! A [`Session`] has one stream and one task that reads it. Callers put operations into an outbox;
 //! the request side of the stream takes everything that is there into one frame, without a task in
-//! between. A frame that answers several callers wakes them all before the next frame goes out, so
-//! that their next operations share it.
+//! between. A frame with responses for several callers wakes them all before the next frame goes
+//! out, so that their next operations share it.
 //!
 //! Every operation stays in the outbox until its response has arrived. A new stream, after a
 //! connection broke, sends the operations without a response again, under the same sequence (T2).

@@ -39,11 +39,11 @@ impl ResponseReader {
     }
 }
 
-/// True if a frame answers several lock calls, whose callers go on at once.
+/// True if a frame has responses to several lock calls, whose callers go on at once.
 pub(super) fn goes_to_several(frame: &Bytes) -> bool {
     let mut ops = frame::Ops::of(frame.clone());
     let mut grants = 0;
-    // A malformed frame is told of where it is read.
+    // A malformed frame is an error where it is read.
     while grants < 2
         && let Some(Ok(op)) = ops.next()
     {

@@ -19,7 +19,7 @@ use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::operation::{Asked, OpReader, Responses, bytes_of, invalid};
+use super::operation::{OpReader, Requested, Responses, bytes_of, invalid};
 use crate::frame::{self, Ops};
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
 use crate::server::{ServerSettings, ServiceHost};
@@ -222,8 +222,8 @@ impl Stream {
         }
     }
 
-    /// Takes a frame in, and those that have arrived after it: one frame answers all of them. Those
-    /// of an older stream do not count (T3). False if the stream has ended.
+    /// Takes a frame in, and those that have arrived after it: one frame has the responses to all
+    /// of them. Those of an older stream do not count (T3). False if the stream has ended.
     async fn take_frames(
         &mut self,
         first: Result<Option<Bytes>, Status>,
@@ -274,11 +274,11 @@ impl Stream {
             let Some(op) = ops.next() else { return };
             let read = op.and_then(|op| Ok((op.id, self.reader.read(&op)?)));
             match read {
-                Ok((id, Asked::Goodbye)) => self.goodbye(id).await,
-                Ok((id, Asked::Txn(txn, operation))) => self.submit(id, txn, operation),
-                Ok((id, Asked::Large(op))) => self.large(id, op),
-                Ok((id, Asked::Heartbeat(heartbeat))) => self.heartbeat(id, heartbeat),
-                Ok((id, Asked::Refused(e))) => self.responses.push_error(id, &e),
+                Ok((id, Requested::Goodbye)) => self.goodbye(id).await,
+                Ok((id, Requested::Txn(txn, operation))) => self.submit(id, txn, operation),
+                Ok((id, Requested::Large(op))) => self.large(id, op),
+                Ok((id, Requested::Heartbeat(heartbeat))) => self.heartbeat(id, heartbeat),
+                Ok((id, Requested::Refused(e))) => self.responses.push_error(id, &e),
                 // Nothing after it can be understood.
                 Err(e) => {
                     self.flush().await;
@@ -368,7 +368,7 @@ impl Stream {
         };
         if !sent {
             tracing::info!(
-                "a session stream is cut: its client has gone, or does not read its answers"
+                "a session stream is cut: its client has gone, or does not read its responses"
             );
         }
         sent

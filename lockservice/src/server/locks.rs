@@ -144,7 +144,7 @@ impl proto::locks_server::Locks for LocksApi {
             OpResponse::Locked(granted) => {
                 Ok(Response::new(convert::granted_to_proto(&granted, proto::Locked::default())))
             }
-            _ => Err(Status::internal("a lock was answered with something else")),
+            _ => Err(Status::internal("the response to a lock is another one")),
         }
     }
 

@@ -19,9 +19,9 @@ const MESSAGE_BYTES_SMALL: usize = 4 << 10;
 const LOCK: u32 = 4;
 const END: u32 = 8;
 
-/// What an operation of a stream asks for.
+/// The request of an operation of a stream.
 #[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
-pub(super) enum Asked {
+pub(super) enum Requested {
     /// An operation of a transaction.
     Txn(TxnOp, Operation),
     /// One whose message is large in memory.
@@ -48,9 +48,9 @@ impl OpReader {
 
     /// Reads an operation. Fails with `InvalidArgument` if it is malformed, or has too many parts:
     /// then the stream is of no use any more.
-    pub(super) fn read(&mut self, op: &frame::Op<'_>) -> Result<Asked> {
+    pub(super) fn read(&mut self, op: &frame::Op<'_>) -> Result<Requested> {
         let small = op.kind().filter(|(_, length)| *length <= MESSAGE_BYTES_SMALL);
-        let asked = match small {
+        let requested = match small {
             Some((LOCK, _)) => {
                 self.lock.clear();
                 self.lock.merge(op.message()).map_err(codec::malformed)?;
@@ -61,16 +61,17 @@ impl OpReader {
             }
             _ => match codec::decode::<proto::ClientOp>(op.whole())?.op {
                 None => Err(invalid("the operation is empty, or newer than this server")),
-                Some(Op::Heartbeat(heartbeat)) => return Ok(Asked::Heartbeat(heartbeat)),
-                Some(Op::Goodbye(_)) => return Ok(Asked::Goodbye),
-                Some(op) if bytes_of(&op) > OP_BYTES_SMALL => return Ok(Asked::Large(op)),
+                Some(Op::Heartbeat(heartbeat)) => return Ok(Requested::Heartbeat(heartbeat)),
+                Some(Op::Goodbye(_)) => return Ok(Requested::Goodbye),
+                Some(op) if bytes_of(&op) > OP_BYTES_SMALL => return Ok(Requested::Large(op)),
                 Some(op) => self.operation(op, None),
             },
         };
-        Ok(asked.map_or_else(Asked::Refused, |(txn, operation)| Asked::Txn(txn, operation)))
+        Ok(requested
+            .map_or_else(Requested::Refused, |(txn, operation)| Requested::Txn(txn, operation)))
     }
 
-    /// The operation of a transaction that `op` asks for. A lock is refused with the error
+    /// The operation of a transaction that `op` requests. A lock is refused with the error
     /// `no_room`, if there is one: its place in the order of the transaction is taken all the same.
     pub(super) fn operation(
         &mut self,

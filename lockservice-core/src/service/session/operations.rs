@@ -175,7 +175,7 @@ impl Session {
         Ok(true)
     }
 
-    /// Answers a lock whose time is up before its turn has come.
+    /// Refuses a lock whose time is up before its turn has come.
     fn timer(&self, number: TxnNumber, sequence: Sequence, spec: &LockSpec, now: Time) -> Timer {
         let (deadline, table, timeout) =
             (self.inner.deadline(spec, now), spec.table.clone(), spec.timeout);
@@ -188,7 +188,7 @@ impl Session {
             let early = state.with_queue(number, |queue, _| queue.expire(sequence, error.clone()));
             drop(state);
             for sender in early.into_iter().flatten() {
-                // A connection that is gone will ask again.
+                // A connection that is gone will submit it again.
                 let _ = sender.send(Err(error.clone()));
             }
         }))
@@ -407,7 +407,7 @@ impl Session {
             self.inner.engine.roll_back(txn.at_engine(), granted.grant.bind.id, &granted.grant);
         }
         for sender in waiting {
-            // A connection that is gone will ask again.
+            // A connection that is gone will submit it again.
             let _ = sender.send(result.clone());
         }
         for sender in over.into_iter().flat_map(|queue| queue.into_waiting()) {

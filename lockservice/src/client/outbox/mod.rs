@@ -115,7 +115,7 @@ impl Outbox {
             state.listening.insert((number, call.sequence), waits.clone());
         }
         state.lock.txn = Some(reference);
-        // Told when it is sent.
+        // Set when it is sent.
         (state.lock.timeout_ms, state.lock.snapshot_age_ms) = (None, None);
         let op = Encoded::lock(&state.lock);
         let CallId { txn, sequence } = call;

@@ -41,6 +41,7 @@ pub(in crate::client) enum ResponseEffect {
 impl Outbox {
     /// Hands a response to the caller that waits for it. A grant is refused, and rolled back,
     /// unless `accept` allows it (P2).
+    // Long: an arm for each kind of operation, each of which frees the mutex at another point.
     pub(in crate::client) fn take_response(
         &self,
         id: OpId,
@@ -52,7 +53,7 @@ impl Outbox {
         // from an older stream.
         let id = id.get();
         let sent = state.pending.get_mut(id).and_then(|pending| pending.sent);
-        let Some((sent, pending)) = sent.and_then(|sent| Some((sent, state.pending.answered(id)?)))
+        let Some((sent, pending)) = sent.and_then(|sent| Some((sent, state.pending.finished(id)?)))
         else {
             return ResponseEffect::None;
         };
@@ -195,10 +196,8 @@ fn granted(
     accept: &Result<()>,
 ) -> (Result<Granted>, ResponseEffect) {
     let Response::Granted(granted) = response else {
-        let e = Error::new(
-            ErrorKind::Internal,
-            "the server answered a lock request with something else",
-        );
+        let e =
+            Error::new(ErrorKind::Internal, "the server sent another response to a lock request");
         return (Err(e), ResponseEffect::None);
     };
     let Ok(granted) = granted else { return (granted, ResponseEffect::None) };

@@ -3,7 +3,7 @@
 /// The values, each by a key that it gets. A look-up is an index, and a slot that is free again is
 /// used by the next value.
 ///
-/// The key of a value that was [answered](Self::answered) may be given again: nothing more comes
+/// The key of a value that was [finished](Self::finished) may be given again: nothing more comes
 /// for it. The key of one that was [dropped](Self::dropped) is not, so that what comes late for it
 /// finds nothing.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl<T> Slots<T> {
     }
 
     /// Takes a value out for which nothing more comes.
-    pub(super) fn answered(&mut self, key: u64) -> Option<T> {
+    pub(super) fn finished(&mut self, key: u64) -> Option<T> {
         let at = self.at(key)?;
         let value = self.slots[at].value.take()?;
         self.free.push(at as u32);
@@ -60,7 +60,7 @@ impl<T> Slots<T> {
     /// Takes a value out for which something may yet come.
     pub(super) fn dropped(&mut self, key: u64) -> Option<T> {
         let at = self.at(key)?;
-        let value = self.answered(key)?;
+        let value = self.finished(key)?;
         self.slots[at].generation = self.slots[at].generation.wrapping_add(1);
         Some(value)
     }
@@ -82,7 +82,7 @@ mod tests {
         let mut slots = Slots::default();
         let [a, b] = ["a", "b"].map(|value| slots.insert(value));
         assert_eq!([a, 0, 3].map(|key| slots.get_mut(key).copied()), [Some("a"), None, None]);
-        assert_eq!((slots.answered(a), slots.answered(a)), (Some("a"), None));
+        assert_eq!((slots.finished(a), slots.finished(a)), (Some("a"), None));
         let c = slots.insert("c");
         assert_eq!(c, a, "nothing more comes for the first");
         assert_eq!(slots.dropped(b), Some("b"));

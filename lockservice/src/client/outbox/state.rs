@@ -60,7 +60,7 @@ pub(super) struct OutboxState {
     pub(super) open: bool,
     /// True while operations are put in that are to share a frame.
     pub(super) gathering: bool,
-    /// True once nothing will be sent or answered any more.
+    /// True once nothing will be sent or received any more.
     pub(super) closed: bool,
     pub(super) frame_bytes_max: usize,
     pub(super) waker: Option<Waker>,

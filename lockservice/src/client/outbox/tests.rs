@@ -199,16 +199,16 @@ fn a_caller_learns_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_
     let (other, _response) = outbox
         .lock(&txn_number, &spec(1, 1), CallContext::default(), permit(&permits))
         .expect("it is small");
-    let tell = |call: CallId, number| {
+    let report = |call: CallId, number| {
         outbox.waiting(Waiting {
             number: TxnNumber::new(number),
             sequence: call.sequence,
             waits_for: WaitsFor::Token,
         });
     };
-    tell(other, 1);
+    report(other, 1);
     assert!(!seen.has_changed().expect("there is a sender"), "that is another call");
-    tell(call, 1);
+    report(call, 1);
     assert_eq!(*seen.borrow_and_update(), Some(WaitsFor::Token));
     let mut cx = Context::from_waker(Waker::noop());
     let frame = read(outbox.poll_frame(stream, &Settable::default(), &mut cx));
@@ -217,7 +217,7 @@ fn a_caller_learns_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_
         Err(Error::new(ErrorKind::Timeout, "for the test")),
         &Ok(()),
     );
-    tell(call, 1);
+    report(call, 1);
     assert!(
         !seen.has_changed().expect("there is a sender") && outbox.state.lock().listening.is_empty()
     );

@@ -42,7 +42,7 @@ pub(super) struct Queued {
 }
 
 impl Queued {
-    /// An operation that runs: another task has what it asks for.
+    /// An operation that runs: another task has what it requests.
     fn running(arrived: Time) -> Self {
         let (operation, waiting, bytes, timer, expired) = Default::default();
         Self { operation, arrived, waiting, bytes, timer, expired }
@@ -137,7 +137,7 @@ impl TxnQueue {
             self.queue.insert(self.next, Queued::running(arrived));
         }
         let Some(queued) = self.queue.get_mut(self.next) else {
-            // Cannot be: it was just put in. Its caller is told that the session ended.
+            // Cannot be: it was just put in. Its caller learns that the session ended.
             return oneshot::channel().1;
         };
         queued.bytes = bytes;

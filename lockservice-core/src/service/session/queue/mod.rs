@@ -85,7 +85,7 @@ pub(in crate::service) struct TxnQueue {
     /// Arrived but not decided. The first may be running. One that runs since it arrived is not
     /// here unless it waits.
     queue: InOrder<Queued>,
-    /// Answers that the client has not acknowledged.
+    /// Responses that the client has not acknowledged.
     decided: InOrder<Decided>,
     /// The weight of `queue`, `decided` and `relied_on`.
     kept_bytes: usize,

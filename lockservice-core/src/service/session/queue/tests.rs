@@ -80,7 +80,7 @@ fn a_lock_that_was_cancelled_before_it_waits_does_not_wait() {
             queue.canceller().try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Closed)
         );
         let filed = queue.file(Sequence::new(1), Err(rolled_back()), None);
-        assert!(filed.more && response.try_recv().is_err(), "its sender is to be told");
+        assert!(filed.more && response.try_recv().is_err(), "its sender is to be notified");
         assert_eq!(filed.waiting.len(), 1);
     }
 }
