@@ -99,8 +99,9 @@ fn a_queue_costs_each_call_no_more_than_a_logarithm_of_its_length() {
 #[test]
 fn a_lock_of_the_whole_table_wakes_the_waiters_for_rows_in_work_that_grows_as_their_number() {
     let costs = [1_000, 10_000, 100_000_u64].map(|waiters| {
-        let wanted =
-            |who: u64| (row(who.to_be_bytes()), if who % 2 == 0 { Shared } else { Exclusive });
+        let wanted = |who: u64| {
+            (row(who.to_be_bytes()), if who.is_multiple_of(2) { Shared } else { Exclusive })
+        };
         let mut queue = queue(waiters, everything(), wanted);
         let cost = steps(|| {
             queue.engine.unlock_all(txn(HOLDER), None);
