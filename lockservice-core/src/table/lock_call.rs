@@ -16,7 +16,8 @@ use crate::id::TxnId;
 ///
 /// # Cancel safety
 /// Dropping a call cancels its wait, or rolls back a grant that it has not returned yet. The
-/// waiters behind it go on in both cases.
+/// waiters behind it go on in both cases. A range to which it has [escalated](Grant::escalated)
+/// earlier rows stays.
 ///
 /// The linearisation point is the engine's mutex:
 ///

@@ -88,7 +88,8 @@ impl Txn {
     /// `ResourceExhausted`: request less.
     ///
     /// # Cancel safety
-    /// A dropped call leaves the transaction's locks as they were before it.
+    /// A dropped call leaves the transaction's locks as they were before it. If it escalated, the
+    /// range stays, for it stands for earlier locks.
     ///
     /// # Examples
     /// ```
@@ -141,7 +142,9 @@ impl Txn {
     /// from then on. Waiters that are compatible with it go on. Items that are not held, or that
     /// are held no more strongly, are ignored.
     ///
-    /// The fencing token stays, for data may know it (F1).
+    /// The fencing token stays, for data may know it (F1). A reader that comes in does not learn of
+    /// a commit that follows: what the transaction has written and not committed must not be
+    /// visible.
     pub fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> usize {
         self.inner.downgrade(&self.record, table, items, mode)
     }
@@ -155,10 +158,10 @@ impl Txn {
         self.inner.engine.savepoint(self.record.at_engine())
     }
 
-    /// Ends what was granted since a savepoint of this transaction, and returns how many rows and
-    /// ranges were released. What was upgraded since is held in the mode of the savepoint, under
-    /// its present token. What was released or made weaker since stays so. The savepoint can be
-    /// used again.
+    /// Ends what calls since a savepoint of this transaction were granted. Returns how many rows
+    /// and ranges were released. What was upgraded since is held in the mode of the savepoint,
+    /// under its present token. What was released or made weaker since stays so. The savepoint can
+    /// be used again.
     ///
     /// # Errors
     /// `InvalidArgument` while a lock call of the transaction is in flight: the caller waits for

@@ -91,8 +91,8 @@ impl TxnRecord {
     }
 }
 
-/// A lock call of a transaction that is being made. Until it is dropped no row is locked at once for
-/// the transaction, and no savepoint is gone back to (T2).
+/// A lock call of a transaction that is being made. Until it is dropped no row is locked at once
+/// for the transaction, and no savepoint is gone back to (T2).
 #[derive(Debug)]
 pub(in crate::service) struct CallInFlight(Arc<TxnRecord>);
 

@@ -8,8 +8,8 @@
 //! that was held. The rows of earlier calls cannot come back. So a roll-back of the call leaves the
 //! range, if it stands for any of them.
 //!
-//! A refusal takes as much work as an escalation. After one the next attempts of the transaction are
-//! refused without a look, one for each [`LOOK_ROWS`] of its rows.
+//! A refusal takes as much work as an escalation. After one the next attempts of the transaction
+//! are refused without a look, one for each [`LOOK_ROWS`] of its rows.
 
 use std::ops::Bound;
 

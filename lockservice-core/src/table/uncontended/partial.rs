@@ -8,8 +8,8 @@ use crate::table::engine::LockEngine;
 
 impl LockEngine {
     /// A point in the sequence of the transaction's calls: [`roll_back_to`](Self::roll_back_to)
-    /// ends what later calls are granted. A savepoint costs nothing, and needs no release. It counts
-    /// as a call.
+    /// ends what later calls are granted. A savepoint costs nothing, and needs no release. It
+    /// counts as a call.
     ///
     /// # Errors
     /// [`ResourceExhausted`](ErrorKind::ResourceExhausted) after 2^32 calls of the transaction. The
@@ -30,9 +30,9 @@ impl LockEngine {
     ///
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) while a call of the transaction is in
-    /// flight: the caller waits for it, or drops it, and tries again. A caller that has not polled a
-    /// call that is over does the same: what that was granted is released here. Also if the savepoint
-    /// is of another transaction.
+    /// flight: the caller waits for it, or drops it, and tries again. A caller that has not polled
+    /// a call that is over does the same: what that was granted is released here. Also if the
+    /// savepoint is of another transaction.
     pub fn roll_back_to(&self, txn: &TxnHandle, savepoint: Savepoint) -> Result<usize> {
         let mut holds = txn.holds.lock();
         if savepoint.0 > holds.next {

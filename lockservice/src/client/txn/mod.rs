@@ -105,7 +105,7 @@ impl ClientTxn {
     /// # Cancel safety
     /// Dropping the call cancels its wait, or rolls its grant back: the caller may not rely on its
     /// items, and everything that it added is released. The transaction keeps the locks that it
-    /// held before.
+    /// held before. If the call escalated, the range stays, for it stands for these.
     pub async fn lock(&self, spec: LockSpec) -> Result<Grant> {
         self.lock_with(spec, None).await
     }

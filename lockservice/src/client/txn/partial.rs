@@ -27,7 +27,9 @@ impl ClientTxn {
     /// it go on.
     ///
     /// # Errors
-    /// `InvalidArgument` if `mode` is exclusive: no mode is stronger.
+    /// `InvalidArgument` if `mode` is exclusive, for no mode is stronger, or if the request is
+    /// larger than the server accepts: the caller names fewer items. `ResourceExhausted` if too
+    /// many calls of the transaction are under way: the caller waits for some of them.
     ///
     /// # Cancel safety
     /// The request is sent when this is called; waiting for the response is optional.
@@ -70,13 +72,14 @@ impl ClientTxn {
         Ok(TxnSavepoint { of: Arc::clone(&self.identity), number })
     }
 
-    /// Ends what was granted since a savepoint of this transaction: items that were locked since
-    /// are released, items that were upgraded since are held as at the savepoint. Items that were
-    /// released or made weaker since stay so. The savepoint can be used again.
+    /// Ends what calls since a savepoint of this transaction were granted: items that were locked
+    /// since are released, items that were upgraded since are held in the mode of the savepoint.
+    /// Items that were released or made weaker since stay so. The savepoint can be used again.
     ///
     /// # Errors
-    /// `InvalidArgument` if the savepoint is of another transaction. `SessionLost`, `LeaseLost` if
-    /// the session is lost: the locks may have gone to others.
+    /// `InvalidArgument` if the savepoint is of another transaction. `ResourceExhausted` if too
+    /// many calls of the transaction are under way: the caller waits for some of them.
+    /// `SessionLost`, `LeaseLost` if the session is lost: the locks may have gone to others.
     ///
     /// # Cancel safety
     /// The request is sent when this is called; waiting for the response is optional.
