@@ -138,7 +138,9 @@ async fn a_thread_without_a_runtime_locks_rows() {
     let parts = ServiceParts::new(allocator, clock, node());
     let service = LockService::start(parts).await.expect("the service starts");
     let table = bound(&service).await;
-    let service = std::thread::spawn(move || {
+    // Awaited, not joined: the lease is renewed meanwhile.
+    let (done, over) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
         let begin = |validates| service.begin(TxnOptions { validates, ..TxnOptions::default() });
         let txn = begin(false).expect("it serves");
         let mut tokens = 0;
@@ -153,10 +155,9 @@ async fn a_thread_without_a_runtime_locks_rows() {
         let validating = begin(true).expect("it serves");
         assert!(validating.lock_row(&table, &key("a"), LockMode::Exclusive).is_some());
         drop(validating);
-        service
-    })
-    .join()
-    .expect("no panic");
+        let _ = done.send(service);
+    });
+    let service = over.await.expect("no panic");
     // The one that was dropped is made unable to commit first.
     let next = service.begin(TxnOptions::default()).expect("it serves");
     let wait = LockSpec { wait: WaitPolicy::Wait, ..spec("a") };
