@@ -347,7 +347,9 @@ impl Model {
     }
 
     pub(super) fn lacks_token(&self, call: &Call) -> bool {
-        !call.changes.is_empty() && self.tables[call.table].tokens.is_empty()
+        // An escalation has taken its token already.
+        let needs_one = !call.changes.is_empty() && call.escalated.is_none();
+        needs_one && self.tables[call.table].tokens.is_empty()
     }
 
     /// The memory of all holds and waits, and of the holds of the call's transaction. `call` is in

@@ -180,7 +180,7 @@ fn a_pin_counts_until_the_latest_end_of_the_window_by_any_clock() {
     let window = admission.commit_before;
     assert!(hi(window) > window + Duration::from_millis(2), "the two ends differ by some ticks");
     let end = NOW + hi(window);
-    assert!(held(&state, &bind, NOW + window), "the caller's clock may be slow (C2)");
+    assert!(held(&state, &bind, NOW + window), "the caller's clock may be slow");
     assert!(held(&state, &bind, NOW + (hi(window) - Duration::from_millis(1))));
     assert!(!held(&state, &bind, end + Duration::from_millis(2)), "a tick later it is over");
 }
@@ -205,7 +205,7 @@ fn a_repeat_of_an_attempt_with_fewer_binds_keeps_the_pins_of_the_earlier_one() {
     begin(vec![bind, other]);
     // The first response may be the one that the caller uses.
     begin(vec![bind]);
-    assert!(held(&state, &other, NOW), "a release of its bind waits for the window (C2)");
+    assert!(held(&state, &other, NOW), "a release of its bind waits for the window");
     begin(vec![]);
     begin(vec![other, other]);
     assert!(held(&state, &bind, NOW) && held(&state, &other, NOW));

@@ -52,8 +52,8 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
         lines,
         [
             "v waits for [k, n], exclusive, since [m, p] is held by b",
-            "v waits for [k, n], exclusive, since k is requested by w",
             "v waits for [k, n], exclusive, since k is held by a",
+            "v waits for [k, n], exclusive, since k is requested by w",
             "w waits for k, shared, since k is held by a",
         ]
     );
