@@ -6,7 +6,7 @@
 //! | `mod.rs` | [`Session`]: renewed, its transactions begun, their results acknowledged |
 //! | `open.rs`, `end.rs` | opened and found; closed, left, lapsed |
 //! | `attachment.rs` | its one current connection |
-//! | `operations.rs` | the way of an operation |
+//! | `operations.rs`, `due.rs` | the way of an operation; one whose turn it is |
 //! | `queue/` | the operations of one transaction in their order; pure |
 //! | `state.rs` | the queues of one session |
 //! | `renewals.rs` | the end of its promise |
@@ -24,6 +24,7 @@
 //! response under it.
 
 mod attachment;
+mod due;
 mod end;
 mod open;
 mod operations;

@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Sequence, TableRef, TxnId, TxnNumber};
 use crate::key::LockItem;
 use crate::service::session::Session;
+use crate::service::session::due::{Due, Outcome, TakenIn};
 use crate::service::session::pending::Pending;
 use crate::service::session::queue::{
     Filed, NumberedBy, RELIED_PAIRS_MAX, Relied, Room, Step, Taken, Timer, keep_relied_on,
@@ -30,42 +31,6 @@ use crate::service::session::state::SessionState;
 use crate::service::session::weight;
 use crate::service::txn::TxnRecord;
 use crate::service::{Granted, LockSpec, OpResponse, Operation, TxnOp};
-
-/// The fate of an operation that was taken in.
-#[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
-enum TakenIn {
-    /// This is its response.
-    Known(Result<OpResponse>),
-    /// It is to be decided by this call.
-    Due(Due),
-    /// It is queued, or joined the first of its sequence. If `run`, no call runs the queue, and it
-    /// is to be run.
-    Queued { pending: Pending, run: bool },
-}
-
-/// The outcome of an attempt to decide an operation without waiting.
-#[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
-enum Outcome {
-    /// It is decided. If `more`, the turn of another one has come, and this call runs the queue.
-    Decided { response: Result<OpResponse>, more: bool },
-    /// A lock that is not free at once.
-    MustWait(Due),
-}
-
-/// An operation whose turn it is.
-struct Due {
-    txn: Arc<TxnRecord>,
-    sequence: Sequence,
-    step: Step,
-}
-
-impl Due {
-    /// True for a roll-back to a savepoint while a cancelled lock call of the transaction is still
-    /// being made: its table was bound at that moment. It is dropped at once after that.
-    fn must_wait(&self) -> bool {
-        matches!(self.step, Step::RollBackTo(_)) && self.txn.at_engine().has_call_in_flight()
-    }
-}
 
 impl Session {
     /// Accepts an operation. Its sequence is its place in the order of its transaction (T2). A
