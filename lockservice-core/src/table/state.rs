@@ -15,7 +15,7 @@ use super::queue::CommitNumber;
 use super::slices::{Released, Slice};
 use super::txn::TxnHolds;
 use super::types::{EngineSettings, Grant};
-use super::uncontended::{Place, TableHandle, TablePlaces};
+use super::uncontended::{TableHandle, TablePlace, TablePlaces};
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,7 +31,7 @@ pub(super) struct EngineState {
     /// The table in each place that was made, with its version.
     in_places: Vec<Option<(TableId, BindVersion)>>,
     /// The places without a table.
-    free_places: Vec<Place>,
+    free_places: Vec<TablePlace>,
     pub(super) tables: IdMap<TableId, LockTable>,
     /// The tables in order, for lists.
     pub(super) table_ids: BTreeSet<TableId>,
@@ -138,7 +138,7 @@ impl EngineState {
         self.versions.insert(table, version);
         let place = self.free_places.pop().unwrap_or_else(|| {
             // `tables_max` is reached long before 2^32 tables.
-            let place = Place(self.in_places.len() as u32);
+            let place = TablePlace(self.in_places.len() as u32);
             self.places.make(place);
             self.in_places.push(None);
             place
@@ -153,7 +153,7 @@ impl EngineState {
     }
 
     /// The table in a place, with its version.
-    pub(super) fn table_in(&self, place: Place) -> Option<(TableId, BindVersion)> {
+    pub(super) fn table_in(&self, place: TablePlace) -> Option<(TableId, BindVersion)> {
         self.in_places[place.0 as usize]
     }
 

@@ -100,20 +100,20 @@ enum Attempt {
 }
 
 /// A call's position in the line of its table. Dropped, it gives the position up.
-struct Place<'a> {
+struct HeldPosition<'a> {
     inner: &'a ServiceInner,
     table: &'a TableRef,
     position: LinePosition,
 }
 
-impl Place<'_> {
+impl HeldPosition<'_> {
     /// Gives the position up, and says why the call did not get the table.
     fn give_up(&self) -> Option<Error> {
         self.inner.tables.lines.lock().leave(self.table, self.position, self.inner.parts.env.now())
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for HeldPosition<'_> {
     fn drop(&mut self) {
         drop(self.give_up());
     }
@@ -154,7 +154,7 @@ impl ServiceInner {
             let most = self.parts.settings.engine.waiters_max;
             lines.join(table, Waiter { requested, response }, most)?
         };
-        let position = Place { inner: self, table, position: joined.position };
+        let position = HeldPosition { inner: self, table, position: joined.position };
         if let Some(deserted) = joined.new_line {
             let (inner, table) = (Arc::clone(self), table.clone());
             self.spawn(async move { inner.bind_for_line(&table, &deserted).await });

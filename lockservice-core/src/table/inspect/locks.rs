@@ -9,7 +9,7 @@ use crate::table::entry::Entry;
 use crate::table::lock_table::{ItemRef, LockTable};
 use crate::table::state::EngineState;
 use crate::table::types::LockInfo;
-use crate::table::uncontended::{Place, RowSnapshot};
+use crate::table::uncontended::{RowSnapshot, TablePlace};
 
 /// The progress of a list of locks.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl EngineState {
 
     /// The place of the table that a list of locks has reached, and the last row in the list, if
     /// the list needs a snapshot of the rows after that.
-    pub(in crate::table) fn locks_want(&self, at: &LocksAt) -> Option<(Place, Option<Key>)> {
+    pub(in crate::table) fn locks_want(&self, at: &LocksAt) -> Option<(TablePlace, Option<Key>)> {
         if at.rows.as_ref().is_some_and(|rows| !rows.is_used_up()) {
             return None;
         }

@@ -22,7 +22,7 @@ use super::idle::{Quiet, Usage};
 use super::interval::IntervalMap;
 use super::queue::CommitNumber;
 use super::types::Commit;
-use super::uncontended::{Place, TablePlaces, TableRows};
+use super::uncontended::{TablePlace, TablePlaces, TableRows};
 use crate::bind::{Bind, TokenBlock};
 use crate::id::{FencingToken, TxnId};
 use crate::key::{Key, LockItem, LockMode};
@@ -49,7 +49,7 @@ pub(super) struct LockTable {
     awaited_rows: BTreeSet<Key>,
     ranges: IntervalMap<Entry>,
     /// The place of its uncontended holds in `places`.
-    pub(super) place: Place,
+    pub(super) place: TablePlace,
     places: Arc<TablePlaces>,
 }
 
@@ -57,7 +57,7 @@ impl LockTable {
     pub(super) fn new(
         bind: Bind,
         tokens: Option<TokenBlock>,
-        place: Place,
+        place: TablePlace,
         places: Arc<TablePlaces>,
     ) -> Self {
         let mut table = Self {

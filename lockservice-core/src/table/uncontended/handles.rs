@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::places::{Place, TablePlaces};
+use super::places::{TablePlace, TablePlaces};
 use crate::bind::Bind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
@@ -18,12 +18,12 @@ use crate::sync::{Mutex, MutexGuard};
 #[derive(Clone)]
 pub struct TableHandle {
     bind: Arc<Bind>,
-    place: Place,
+    place: TablePlace,
     engine: u64,
 }
 
 impl TableHandle {
-    pub(in crate::table) fn new(bind: Bind, place: Place, places: &TablePlaces) -> Self {
+    pub(in crate::table) fn new(bind: Bind, place: TablePlace, places: &TablePlaces) -> Self {
         Self { bind: Arc::new(bind), place, engine: places.engine() }
     }
 
@@ -43,7 +43,7 @@ impl TableHandle {
         Arc::get_mut(&mut self.bind).is_some()
     }
 
-    pub(in crate::table) const fn place(&self) -> Place {
+    pub(in crate::table) const fn place(&self) -> TablePlace {
         self.place
     }
 }
@@ -133,7 +133,7 @@ impl HoldSeq {
 /// Where a hold is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HoldRef {
-    pub(super) place: Place,
+    pub(super) place: TablePlace,
     pub(super) shard: u32,
     pub(super) slot: u32,
     pub(super) seq: HoldSeq,

@@ -96,6 +96,6 @@ mod unlock;
 pub(super) use self::handles::HoldSeq;
 pub use self::handles::{CallGuard, Savepoint, TableHandle, TxnHandle};
 pub use self::lock_row::RowGrant;
-pub(super) use self::places::{Place, TablePlaces};
+pub(super) use self::places::{TablePlace, TablePlaces};
 pub(super) use self::rows::TableRows;
 pub(super) use self::snapshot::{RowSnapshot, SNAPSHOT_KEYS};

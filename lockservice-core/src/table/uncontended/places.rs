@@ -17,7 +17,7 @@ static ENGINES: AtomicU64 = AtomicU64::new(0);
 
 /// The number of a place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::table) struct Place(pub(in crate::table) u32);
+pub(in crate::table) struct TablePlace(pub(in crate::table) u32);
 
 /// Places of the first segment.
 const FIRST: usize = 4;
@@ -78,13 +78,13 @@ impl TablePlaces {
     }
 
     /// The rows of the table in a place.
-    pub(in crate::table) fn get(&self, place: Place) -> &TableRows {
+    pub(in crate::table) fn get(&self, place: TablePlace) -> &TableRows {
         let rows = self.rows.get(place.0).and_then(OnceLock::get);
         rows.expect("a place is named only after it was made")
     }
 
     /// Makes a place, if it is not there yet.
-    pub(in crate::table) fn make(&self, place: Place) {
+    pub(in crate::table) fn make(&self, place: TablePlace) {
         let rows = self.rows.get_or_make(place.0, OnceLock::new);
         rows.get_or_init(|| TableRows::new(self.shards, self.hasher.clone()));
     }
@@ -110,9 +110,9 @@ mod tests {
     #[test]
     fn every_place_has_rows_of_its_own() {
         let places = TablePlaces::new();
-        (0..100).for_each(|place| places.make(Place(place)));
+        (0..100).for_each(|place| places.make(TablePlace(place)));
         let all: Vec<*const TableRows> =
-            (0..100).map(|place| std::ptr::from_ref(places.get(Place(place)))).collect();
+            (0..100).map(|place| std::ptr::from_ref(places.get(TablePlace(place)))).collect();
         for (at, place) in all.iter().enumerate() {
             assert!(!all[..at].contains(place));
         }

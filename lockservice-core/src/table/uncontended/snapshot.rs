@@ -5,7 +5,7 @@
 
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::places::Place;
+use super::places::TablePlace;
 use super::rows::TableRows;
 use crate::id::{FencingToken, TxnId};
 use crate::key::{Key, LockMode};
@@ -38,7 +38,7 @@ impl LockEngine {
     /// most `most`. Takes time in proportion to all such rows, and no mutex for long.
     pub(in crate::table) fn row_snapshot(
         &self,
-        place: Place,
+        place: TablePlace,
         after: Option<&Key>,
         most: usize,
     ) -> RowSnapshot {
