@@ -167,9 +167,7 @@ impl ServiceInner {
 pub(crate) struct Departures {
     /// True once somebody waits. Until then an end costs one look.
     ///
-    /// ORDERING: it is written before the waiter looks for what is left, and read after something
-    /// has ended. The mutex of what is left orders the two: either the waiter sees the end, or the
-    /// end sees the waiter.
+    /// ORDERING: `SeqCst`, with the count of what is left as its partner: see `Registry`.
     is_awaited: AtomicBool,
     departed: Notify,
 }
@@ -177,14 +175,14 @@ pub(crate) struct Departures {
 impl Departures {
     /// Something has ended.
     pub(crate) fn note(&self) {
-        if self.is_awaited.load(Ordering::Acquire) {
+        if self.is_awaited.load(Ordering::SeqCst) {
             self.departed.notify_waiters();
         }
     }
 
     /// Waits until `gone`, which is looked at after each end.
     async fn until(&self, gone: impl Fn() -> bool) {
-        self.is_awaited.store(true, Ordering::Release);
+        self.is_awaited.store(true, Ordering::SeqCst);
         loop {
             let mut departed = pin!(self.departed.notified());
             // Registered before the look, so that a departure in between is not missed.
