@@ -31,7 +31,9 @@ pub(crate) struct LiveTxns {
     /// The next number, for transactions of either kind. ORDERING: `Relaxed`, for only uniqueness
     /// matters; a validating transaction takes its number under the lock of its stripe, which
     /// orders it for a thread that looks there.
-    next: AtomicU64,
+    ///
+    /// Every thread that begins one writes it, so that it has a cache line of its own.
+    next: Padded<AtomicU64>,
     /// The numbers of those that are alive, or are being ended. Each is locked for one change or
     /// look, with nothing.
     validating: Box<[Padded<Stripe>]>,
@@ -44,7 +46,7 @@ impl LiveTxns {
     /// No transaction has begun.
     pub(crate) fn new() -> Self {
         Self {
-            next: AtomicU64::new(1),
+            next: Padded(AtomicU64::new(1)),
             validating: (0..STRIPES).map(|_| Padded::default()).collect(),
         }
     }
@@ -52,7 +54,7 @@ impl LiveTxns {
     /// The number of a new transaction. One that validates is alive from here on.
     pub(crate) fn begin(&self, validates: bool) -> TxnNumber {
         if !validates {
-            return TxnNumber::new(self.next.fetch_add(1, Ordering::Relaxed));
+            return TxnNumber::new(self.next.0.fetch_add(1, Ordering::Relaxed));
         }
         loop {
             let number = self.next_number();
@@ -60,7 +62,7 @@ impl LiveTxns {
             let mut validating = self.stripe(number).lock();
             // Another transaction may have taken it meanwhile.
             let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
-            if self.next.compare_exchange(taken, after, success, failure).is_ok() {
+            if self.next.0.compare_exchange(taken, after, success, failure).is_ok() {
                 validating.insert(number);
                 return number;
             }
@@ -83,7 +85,7 @@ impl LiveTxns {
     }
 
     fn next_number(&self) -> TxnNumber {
-        TxnNumber::new(self.next.load(Ordering::Relaxed))
+        TxnNumber::new(self.next.0.load(Ordering::Relaxed))
     }
 
     fn stripe(&self, number: TxnNumber) -> &Stripe {

@@ -16,7 +16,7 @@ use kit::{
 use lockservice_core::allocator::TokenBlock;
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, LockCall};
-use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, LockMode};
+use lockservice_core::{Error, ErrorKind, FencingToken, Key, LockItem, LockMode};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -211,15 +211,33 @@ fn a_grant_says_since_when_the_history_is_known() {
         other => panic!("not granted: {other:?}"),
     };
     assert_eq!(since(1, "a"), Some(at(10)));
-    engine.unlock_all_forced(txn(1), at(20));
+    engine.end_forced(txn(1), at(20));
     assert_eq!(
         since(2, "b"),
         Some(at(20)),
         "what the other may have committed is unknown in the whole table"
     );
     engine.unlock_all(txn(2), None);
-    engine.unlock_all_forced(txn(3), at(30));
+    engine.end_forced(txn(3), at(30));
     assert_eq!(since(4, "c"), Some(at(20)), "one that held nothing committed nothing here");
+
+    // Of two rows that were locked at once, one was inflated by a waiter since.
+    let at_once = |who: u64, item: &str| {
+        let key = Key::new(item).expect("a key");
+        let locked = engine.lock_row(txn(who), TABLE, &key, LockMode::Exclusive);
+        locked.map(|locked| locked.to_grant(&engine.table(TABLE).expect("it is served"), &key))
+    };
+    for item in ["d", "e"] {
+        at_once(5, item).expect("it is free");
+    }
+    let mut waiting = lock(&engine, 6, &[row("e")], LockMode::Exclusive);
+    assert!(poll(&mut waiting).is_pending());
+    engine.end_forced(txn(5), at(40));
+    assert_eq!(at_once(7, "d").expect("it was released").history_since(), Some(at(40)));
+    match poll(&mut waiting) {
+        Poll::Ready(Ok(grant)) => assert_eq!(grant.history_since(), Some(at(40))),
+        other => panic!("not granted: {other:?}"),
+    }
 }
 
 /// Threads lock one row, one range around it, or rows around it, give up at random, and check that

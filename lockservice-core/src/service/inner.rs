@@ -12,13 +12,14 @@ use tokio::task::AbortHandle;
 
 use crate::allocator::Progress;
 use crate::clock::Time;
+use crate::guarded_map::GuardedMap;
 use crate::id::{Nonce, ServiceId, SessionId, TxnId};
 use crate::service::lease::{Lease, Serving};
 use crate::service::messages::ServiceParts;
 use crate::service::phase::{Departures, Phase};
 use crate::service::session::SessionRecord;
 use crate::service::session::quota::Quota;
-use crate::service::session::registry::Registry;
+use crate::service::session::registry::{Count, Registry};
 use crate::service::tables::Tables;
 use crate::service::txn::live::ReportedTxns;
 use crate::service::txn::{TxnRecord, timer};
@@ -32,7 +33,11 @@ pub(crate) struct ServiceInner {
     pub(super) nonce: Nonce,
     pub(crate) engine: LockEngine,
     pub(crate) tables: Tables,
-    pub(crate) txns: Registry<TxnId, Arc<TxnRecord>>,
+    /// The number of transactions that have not ended.
+    pub(crate) txns: Count,
+    /// Those that operators know by a [name](TxnRecord::has_name). The others are in no map: each
+    /// belongs to the handle of its owner.
+    pub(crate) named_txns: GuardedMap<TxnId, Arc<TxnRecord>>,
     pub(crate) sessions: Registry<SessionId, Arc<SessionRecord>>,
     /// The use of all sessions together.
     pub(crate) quota: Arc<Quota>,

@@ -70,6 +70,7 @@ use tokio::sync::watch;
 use crate::allocator::{OriginTxns, Registration};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::guarded_map::GuardedMap;
 use crate::id::{NodeName, Nonce, ServiceId, TableRef};
 use crate::live_txns::LiveTxns;
 use crate::sync::Mutex;
@@ -77,7 +78,7 @@ use crate::table::LockEngine;
 
 use crate::service::lease::{Lease, Serving};
 use crate::service::phase::{Departures, Phase, shutting_down};
-use crate::service::session::registry::Registry;
+use crate::service::session::registry::{Count, Registry};
 use crate::service::tables::Tables;
 use crate::service::txn::live::ReportedTxns;
 
@@ -167,7 +168,8 @@ impl LockService {
             nonce,
             engine: LockEngine::new(parts.settings.engine),
             tables: Tables::default(),
-            txns: Registry::new("transactions", parts.settings.txns_max),
+            txns: Count::new("transactions", parts.settings.txns_max),
+            named_txns: GuardedMap::new(),
             quota: Quota::new("of the node", parts.settings.quota(), None),
             sessions: Registry::new("sessions", parts.settings.sessions_max),
             live: ReportedTxns::new(),
@@ -314,7 +316,7 @@ impl LockService {
         };
         inner.seal(shutting_down());
         // A sealed service is not waited for, even if sessions are still open.
-        let confirmed = gone && inner.sessions.is_empty() && inner.txns.is_empty();
+        let confirmed = gone && inner.sessions.is_empty() && inner.txns.is_zero();
         Stopped { confirmed, resigned }
     }
 }

@@ -157,7 +157,7 @@ impl ServiceInner {
     }
 
     pub(super) async fn everybody_gone(&self) {
-        let gone = || (self.sessions.is_empty() && self.txns.is_empty()) || self.is_sealed();
+        let gone = || (self.sessions.is_empty() && self.txns.is_zero()) || self.is_sealed();
         self.departures.until(gone).await;
     }
 }
@@ -167,7 +167,7 @@ impl ServiceInner {
 pub(crate) struct Departures {
     /// True once somebody waits. Until then an end costs one look.
     ///
-    /// ORDERING: `SeqCst`, with the count of what is left as its partner: see `Registry`.
+    /// ORDERING: `SeqCst`, with the count of what is left as its partner: see `Count`.
     is_awaited: AtomicBool,
     departed: Notify,
 }

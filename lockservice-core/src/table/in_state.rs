@@ -79,14 +79,16 @@ impl LockEngine {
         released
     }
 
-    /// Releases all holds of a transaction, whose history is unknown from now on.
-    pub(super) fn unlock_all_forced_in_state(&self, txn: TxnId, now: Time) {
+    /// As [`unlock_all_in_state`](Self::unlock_all_in_state). The history of its tables is unknown
+    /// up to now.
+    pub(super) fn unlock_all_forced_in_state(&self, txn: TxnId, now: Time) -> usize {
         let mut released = 0;
         self.in_slices(|state| {
             // Repeating this changes nothing.
             state.forget_history(txn, now);
             state.unlock_all(txn, None, &mut released).then_some(())
         });
+        released
     }
 
     /// The number of rows and ranges that a transaction holds in the state.

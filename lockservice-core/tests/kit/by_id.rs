@@ -155,8 +155,8 @@ impl LockEngine {
         self.engine.unlock_all(&self.txn(txn), commit)
     }
 
-    pub(crate) fn unlock_all_forced(&self, txn: TxnId, now: Time) {
-        self.engine.unlock_all_forced(&self.txn(txn), now);
+    pub(crate) fn end_forced(&self, txn: TxnId, now: Time) {
+        self.engine.end_forced(&self.txn(txn), now);
     }
 
     pub(crate) fn cancel_wait(&self, txn: TxnId) {

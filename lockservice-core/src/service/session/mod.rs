@@ -12,7 +12,7 @@
 //! | `renewals.rs` | the end of its promise |
 //! | `pending.rs` | the result of an operation, known or to come |
 //! | `quota.rs`, `weight.rs` | bounds on sessions, calls and memory; estimates of memory |
-//! | `registry.rs` | sessions and transactions by id |
+//! | `registry.rs` | sessions by id; how many sessions and transactions there are |
 //!
 //! # Implementation details
 //! A session's transactions are numbered by its client, and the operations of each transaction too

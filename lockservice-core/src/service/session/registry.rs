@@ -1,39 +1,68 @@
-//! Sessions and transactions by id.
+//! Sessions by id, and how many sessions and transactions there are.
 
 use std::hash::Hash;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
+use crate::sync::Padded;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
-/// A bounded set of things by id. Nothing is ever created by looking for it.
+/// A bounded number of things that are alive.
 #[derive(Debug)]
-pub(crate) struct Registry<K, V> {
+pub(crate) struct Count {
     what: &'static str,
     most: usize,
-    /// The number of entries: counted before one is inserted, and until it was removed.
-    ///
     /// ORDERING: `SeqCst`, with `Departures::is_awaited` as its partner. A waiter writes that and
     /// reads this; an end writes this and reads that. So one of the two sees the other.
-    count: AtomicUsize,
-    entries: GuardedMap<K, V>,
+    ///
+    /// Every thread that begins or ends one writes it, so that it has a cache line of its own.
+    alive: Padded<AtomicUsize>,
 }
 
-impl<K: Hash + Eq + Copy, V: Clone> Registry<K, V> {
-    pub(crate) fn new(what: &'static str, most: usize) -> Self {
-        Self { what, most, count: AtomicUsize::new(0), entries: GuardedMap::new() }
+impl Count {
+    pub(crate) const fn new(what: &'static str, most: usize) -> Self {
+        Self { what, most, alive: Padded(AtomicUsize::new(0)) }
     }
 
-    /// Fails with `ResourceExhausted` at the bound.
-    pub(crate) fn insert(&self, key: K, value: V) -> Result<()> {
-        if self.count.fetch_add(1, Ordering::SeqCst) >= self.most {
-            self.count.fetch_sub(1, Ordering::SeqCst);
+    /// Counts one more. Fails with `ResourceExhausted` at the bound.
+    pub(crate) fn enter(&self) -> Result<()> {
+        if self.alive.0.fetch_add(1, Ordering::SeqCst) >= self.most {
+            self.leave();
             return Err(Error::new(
                 ErrorKind::ResourceExhausted,
                 format!("too many {} at once: end some, or raise the limit", self.what),
             )
             .with("limit", self.most));
         }
+        Ok(())
+    }
+
+    /// Counts one less: one that [entered](Self::enter).
+    pub(crate) fn leave(&self) {
+        self.alive.0.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_zero(&self) -> bool {
+        self.alive.0.load(Ordering::SeqCst) == 0
+    }
+}
+
+/// A bounded set of things by id. Nothing is ever created by looking for it.
+#[derive(Debug)]
+pub(crate) struct Registry<K, V> {
+    /// The number of entries: counted before one is inserted, and until it was removed.
+    count: Count,
+    entries: GuardedMap<K, V>,
+}
+
+impl<K: Hash + Eq + Copy, V: Clone> Registry<K, V> {
+    pub(crate) fn new(what: &'static str, most: usize) -> Self {
+        Self { count: Count::new(what, most), entries: GuardedMap::new() }
+    }
+
+    /// Fails with `ResourceExhausted` at the bound.
+    pub(crate) fn insert(&self, key: K, value: V) -> Result<()> {
+        self.count.enter()?;
         // An id is inserted once.
         self.entries.upsert(key, || value, |_| ());
         Ok(())
@@ -45,11 +74,11 @@ impl<K: Hash + Eq + Copy, V: Clone> Registry<K, V> {
 
     pub(crate) fn remove(&self, key: &K) -> Option<V> {
         let removed = self.entries.remove_if(key, |_| true)?;
-        self.count.fetch_sub(1, Ordering::SeqCst);
+        self.count.leave();
         Some(removed)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.count.load(Ordering::SeqCst) == 0
+        self.count.is_zero()
     }
 }

@@ -9,7 +9,6 @@ use crate::key::{LockItem, LockMode};
 use crate::service::ServiceInner;
 use crate::service::tables::{RETRY_FIRST, RETRY_MOST};
 use crate::service::txn::TxnRecord;
-use crate::service::txn::record::TxnPhase;
 use crate::table::Commit;
 
 impl ServiceInner {
@@ -40,11 +39,18 @@ impl ServiceInner {
     /// Ends a transaction at its owner's request, and returns the number of released items.
     /// Idempotent.
     pub(crate) fn end(&self, txn: &TxnRecord, commit: Option<Commit>) -> usize {
-        txn.set_phase(TxnPhase::Ended);
         // C4: the transaction must not commit what the next holder is about to change.
         self.live.end(txn.id);
-        let released = self.engine.end(txn.at_engine(), commit);
-        self.txns.remove(&txn.id);
+        self.left(txn, self.engine.end(txn.at_engine(), commit))
+    }
+
+    /// The transaction has released so many items, or had ended before.
+    fn left(&self, txn: &TxnRecord, released: Option<usize>) -> usize {
+        let Some(released) = released else { return 0 };
+        if txn.has_name() {
+            self.named_txns.remove_if(&txn.id, |_| true);
+        }
+        self.txns.leave();
         self.departures.note();
         released
     }
@@ -54,17 +60,17 @@ impl ServiceInner {
     pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>) {
         let mut validating = Vec::new();
         for txn in txns {
-            let was = txn.leave_active(TxnPhase::Closing);
-            match was {
-                TxnPhase::Ended => drop(txn.set_phase(TxnPhase::Ended)),
-                TxnPhase::Closing => {}
-                // Sealed, this incarnation grants nothing more, and the allocator fences all its
-                // transactions at once (C4).
-                TxnPhase::Active if txn.id.validates() && !self.is_sealed() => {
-                    self.engine.cancel_wait(txn.id);
-                    validating.push(txn);
-                }
-                TxnPhase::Active => self.force_end(&txn),
+            if !txn.at_engine().close() {
+                // It has ended, or is being ended here.
+                continue;
+            }
+            // Sealed, this incarnation grants nothing more, and the allocator fences all its
+            // transactions at once (C4).
+            if txn.id.validates() && !self.is_sealed() {
+                self.engine.cancel_wait(txn.id);
+                validating.push(txn);
+            } else {
+                self.force_end(&txn);
             }
         }
         if !validating.is_empty() {
@@ -74,12 +80,10 @@ impl ServiceInner {
     }
 
     fn force_end(&self, txn: &TxnRecord) {
-        txn.leave_active(TxnPhase::Ended);
         self.live.end(txn.id);
         // C5: it may have committed at a timestamp that is unknown here.
-        self.engine.unlock_all_forced(txn.at_engine(), self.parts.env.now());
-        self.txns.remove(&txn.id);
-        self.departures.note();
+        let released = self.engine.end_forced(txn.at_engine(), self.parts.env.now());
+        self.left(txn, released);
     }
 
     async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>) {

@@ -10,6 +10,13 @@
 //! | `live.rs` | the validating transactions that are alive, and their report |
 //! | `row.rs` | rows that are locked at once |
 //! | `waits.rs` | the lock calls of a session that wait, and the conflicting holders |
+//!
+//! # Where a transaction is
+//! A transaction belongs to the handle of its owner: a [`Txn`], or a queue of its session. A map
+//! leads only to those that an operator's list [names](TxnRecord::has_name). So the begin and the
+//! end of an embedder's transaction look nothing up, and write two words that threads share: the
+//! count and the number. The memory comes from the allocator of the process, which keeps some for
+//! each thread. A list of free slots would be shared, or would be such an allocator once more.
 
 mod end;
 pub(in crate::service) mod live;

@@ -7,7 +7,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::service::session::Renewals;
 use crate::service::{ServiceInner, TxnOptions};
-use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::table::TxnHandle;
 
 /// Longest label.
@@ -20,31 +19,9 @@ pub(crate) struct TxnRecord {
     pub(crate) label: Box<str>,
     /// The promise of its session; `None` for an embedder's, which lives as long as the process.
     pub(crate) session: Option<Arc<Renewals>>,
-    /// A [`TxnPhase`]. ORDERING: `AcqRel` and `Acquire`, partners of each other: the end of a
-    /// transaction sets it before it releases, and a lock call reads it after the grant. A grant
-    /// that the release did not find was made after it, so that its call sees the end.
-    phase: AtomicU8,
-    /// Its holds.
+    /// Its holds, and whether it is closed (nothing more is granted, but what it holds stays until
+    /// it surely cannot commit) or has ended.
     at_engine: TxnHandle,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum TxnPhase {
-    Active,
-    /// Nothing more is granted, but what it holds stays until it surely cannot commit.
-    Closing,
-    Ended,
-}
-
-impl TxnPhase {
-    fn of(number: u8) -> Self {
-        match number {
-            0 => Self::Active,
-            1 => Self::Closing,
-            _ => Self::Ended,
-        }
-    }
 }
 
 impl TxnRecord {
@@ -53,8 +30,7 @@ impl TxnRecord {
         label: Box<str>,
         session: Option<Arc<Renewals>>,
     ) -> Self {
-        let (phase, at_engine) = (AtomicU8::new(TxnPhase::Active as u8), TxnHandle::new(id));
-        Self { id, label, session, phase, at_engine }
+        Self { id, label, session, at_engine: TxnHandle::new(id) }
     }
 
     /// The client of its session; empty for an embedder.
@@ -62,32 +38,22 @@ impl TxnRecord {
         self.session.as_ref().map_or("", |session| &session.client)
     }
 
+    /// True if operators know it by a label, or by the client of its session.
+    pub(in crate::service) fn has_name(&self) -> bool {
+        self.session.is_some() || !self.label.is_empty()
+    }
+
     /// The transaction at the engine.
     pub(in crate::service) const fn at_engine(&self) -> &TxnHandle {
         &self.at_engine
     }
 
-    /// Begins its end: nothing more is granted to it. Returns the phase before.
-    pub(super) fn leave_active(&self, phase: TxnPhase) -> TxnPhase {
-        let before = self.set_phase(phase);
-        self.at_engine.close();
-        before
-    }
-
-    /// Returns the phase before.
-    pub(super) fn set_phase(&self, phase: TxnPhase) -> TxnPhase {
-        TxnPhase::of(self.phase.swap(phase as u8, Ordering::AcqRel))
-    }
-
     pub(super) fn check_active(&self) -> Result<()> {
-        match TxnPhase::of(self.phase.load(Ordering::Acquire)) {
-            TxnPhase::Active => Ok(()),
-            TxnPhase::Closing | TxnPhase::Ended => Err(Error::new(
-                ErrorKind::TxnNotFound,
-                "the transaction has ended: start a new one",
-            )
-            .with("txn", self.id)),
+        if !self.at_engine.is_closed() {
+            return Ok(());
         }
+        let what = "the transaction has ended: start a new one";
+        Err(Error::new(ErrorKind::TxnNotFound, what).with("txn", self.id))
     }
 }
 
@@ -130,25 +96,30 @@ impl ServiceInner {
             .with("bytes", options.label.len())
             .with("limit", LABEL_BYTES_MAX));
         }
+        self.txns.enter()?;
         let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
         let label = options.label.as_str().into();
         let record = Arc::new(TxnRecord::new(id, label, session));
-        self.txns.insert(id, Arc::clone(&record)).inspect_err(|_| self.live.end(id))?;
+        if record.has_name() {
+            self.named_txns.upsert(id, || Arc::clone(&record), |_| ());
+        }
         Ok(record)
     }
 
     /// The label and the client that operators know a transaction by.
     pub(crate) fn names(&self, txn: TxnId) -> (String, String) {
-        self.txns
-            .get(&txn)
-            .map(|record| (String::from(&*record.label), record.client().to_owned()))
+        self.named_txns
+            .read(&txn, |record| {
+                record.map(|record| (String::from(&*record.label), record.client().to_owned()))
+            })
             .unwrap_or_default()
     }
 
     /// The processes that a transaction's client left running when it went; empty unless it said
     /// so.
     pub(crate) fn still_running(&self, txn: TxnId) -> String {
-        let session = self.txns.get(&txn).and_then(|record| record.session.clone());
+        let session =
+            self.named_txns.read(&txn, |record| record.and_then(|record| record.session.clone()));
         session.map(|session| session.still_running().to_owned()).unwrap_or_default()
     }
 }

@@ -87,6 +87,8 @@ pub(super) struct RowHolds {
     pub(super) in_state: bool,
     /// Nothing more is granted.
     pub(super) closed: bool,
+    /// Everything was released, or is being released under this mutex.
+    pub(super) ended: bool,
     /// The calls of the transaction that go the general way.
     pub(super) in_flight: u32,
 }
@@ -207,9 +209,17 @@ impl TxnHandle {
     }
 
     /// Has [`lock_row`](crate::table::LockEngine::lock_row) grant nothing more to this transaction.
-    /// A grant that is being made comes before this returns.
-    pub fn close(&self) {
-        self.holds.lock().closed = true;
+    /// A grant that is being made comes before this returns. True if it was not closed before.
+    pub fn close(&self) -> bool {
+        !std::mem::replace(&mut self.holds.lock().closed, true)
+    }
+
+    /// True if the transaction was [closed](Self::close) or [ended](crate::table::LockEngine::end).
+    ///
+    /// A caller of [`lock`](crate::table::LockEngine::lock) checks that after a grant. A grant that
+    /// the end did not find was made after it, so that its caller sees the end.
+    pub fn is_closed(&self) -> bool {
+        self.holds.lock().closed
     }
 }
 

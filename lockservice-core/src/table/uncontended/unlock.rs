@@ -8,6 +8,15 @@ use crate::sync::MutexGuard;
 use crate::table::engine::LockEngine;
 use crate::table::types::Commit;
 
+/// How a transaction ends.
+#[derive(Clone, Copy)]
+enum End {
+    /// Its owner ends it, and says whether it committed.
+    Told(Option<Commit>),
+    /// Its owner is gone: whether it committed is not known at this time.
+    Forced(Time),
+}
+
 impl LockEngine {
     /// Releases chosen items, each exactly as it was locked: a row inside a locked range stays
     /// locked. Items that are not held are ignored. Returns the number of released items.
@@ -83,22 +92,32 @@ impl LockEngine {
     /// With a commit, the tables and the waiters that conflict with a released item learn of it
     /// (C5).
     pub fn unlock_all(&self, txn: &TxnHandle, commit: Option<Commit>) -> usize {
-        self.release_all(txn, txn.holds.lock(), commit)
+        self.release_all(txn, txn.holds.lock(), End::Told(commit))
     }
 
     /// [Closes](TxnHandle::close) a transaction, and [releases](Self::unlock_all) all its holds.
-    pub fn end(&self, txn: &TxnHandle, commit: Option<Commit>) -> usize {
-        let mut holds = txn.holds.lock();
-        holds.closed = true;
-        self.release_all(txn, holds, commit)
+    /// `None` if it was ended before; then nothing happens.
+    pub fn end(&self, txn: &TxnHandle, commit: Option<Commit>) -> Option<usize> {
+        self.end_as(txn, End::Told(commit))
     }
 
-    fn release_all(
-        &self,
-        txn: &TxnHandle,
-        mut holds: MutexGuard<'_, RowHolds>,
-        commit: Option<Commit>,
-    ) -> usize {
+    /// As [`end`](Self::end), for a transaction whose client is gone. It may have committed at a
+    /// timestamp that no unlock carries. So in the tables where it held locks the history is known
+    /// only since `now` (C5).
+    pub fn end_forced(&self, txn: &TxnHandle, now: Time) -> Option<usize> {
+        self.end_as(txn, End::Forced(now))
+    }
+
+    fn end_as(&self, txn: &TxnHandle, end: End) -> Option<usize> {
+        let mut holds = txn.holds.lock();
+        if holds.ended {
+            return None;
+        }
+        (holds.closed, holds.ended) = (true, true);
+        Some(self.release_all(txn, holds, end))
+    }
+
+    fn release_all(&self, txn: &TxnHandle, mut holds: MutexGuard<'_, RowHolds>, end: End) -> usize {
         let list = std::mem::take(&mut holds.list);
         let known = std::mem::take(&mut holds.released);
         holds.released_in_state = 0;
@@ -108,7 +127,11 @@ impl LockEngine {
             let rows = self.places().get(hold.place);
             let mut shard = rows.shard(hold.shard).lock();
             if shard.has(hold.slot, txn.id(), hold.seq) {
-                commit.into_iter().for_each(|commit| rows.history.note_commit(commit));
+                match end {
+                    End::Told(None) => {}
+                    End::Told(Some(commit)) => rows.history.note_commit(commit),
+                    End::Forced(now) => rows.history.unknown_until(now),
+                }
                 shard.release(hold.slot, txn.id(), hold.seq, rows.hasher());
                 self.places().note_credit();
                 self.give_back(shard.take_surplus());
@@ -119,17 +142,12 @@ impl LockEngine {
         let in_state = holds.in_state || list.len() - released > known;
         drop(holds);
         if in_state {
-            released += self.unlock_all_in_state(txn.id(), commit);
+            released += match end {
+                End::Told(commit) => self.unlock_all_in_state(txn.id(), commit),
+                End::Forced(now) => self.unlock_all_forced_in_state(txn.id(), now),
+            };
         }
         released
-    }
-
-    /// As [`unlock_all`](Self::unlock_all), for a transaction whose client is gone. It may have
-    /// committed at a timestamp that no unlock carries. So in the tables where it held locks the
-    /// history is known only since `now` (C5).
-    pub fn unlock_all_forced(&self, txn: &TxnHandle, now: Time) {
-        self.inflate_own(txn, &[]);
-        self.unlock_all_forced_in_state(txn.id(), now);
     }
 
     /// The number of rows and ranges that a transaction holds on this node.
