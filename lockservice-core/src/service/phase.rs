@@ -67,6 +67,10 @@ impl ServiceInner {
 
     /// The raw remaining lease. Fails if there is none: seals the service on the spot (B2).
     pub(crate) fn lease_remaining(&self) -> Result<Duration> {
+        // The usual case needs no mutex.
+        if let Some(remaining) = self.serving.remaining(self.parts.env.now()) {
+            return Ok(remaining);
+        }
         let remaining = self.with_lease(|lease, now| lease.remaining(now));
         if let Phase::Sealed(why) = &*self.phase.borrow() {
             return Err(why.clone());
