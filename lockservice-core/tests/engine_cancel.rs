@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use kit::by_id::LockEngine;
 use kit::{
-    TABLE, VERSION, bind, engine, engine_with, kind, lock, poll, range, row, txn, with_table,
+    TABLE, VERSION, bind, engine, engine_with, held_bytes, kind, lock, poll, range, row, txn,
+    with_table,
 };
 use lockservice_core::allocator::TokenBlock;
 use lockservice_core::clock::Time;
@@ -147,7 +148,7 @@ fn a_sealed_engine_returns_nothing_but_its_error_and_still_unlocks() {
 fn at_a_limit_a_request_fails_and_changes_nothing() {
     let settings = EngineSettings {
         items_per_request_max: 3,
-        txn_lock_bytes_max: 4 * 240,
+        txn_lock_bytes_max: 4 * held_bytes(&row("a")),
         lock_bytes_max: 10_000,
         waiters_max: 1,
         ..EngineSettings::default()

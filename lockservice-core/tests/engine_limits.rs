@@ -3,19 +3,20 @@
 
 mod kit;
 
-use kit::{TABLE, engine, engine_with, granted, kind, lock, poll, range, row, txn};
-use lockservice_core::table::EngineSettings;
+use kit::{TABLE, engine, engine_with, granted, held_bytes, kind, lock, poll, range, row, txn};
+use lockservice_core::table::{EngineMemory, EngineSettings};
 use lockservice_core::{ErrorKind, LockMode};
-
-/// The memory that the engine counts for a hold with a short key.
-const HOLD_BYTES: usize = 240;
 
 #[test]
 fn a_waiter_that_hits_a_limit_as_its_turn_comes_leaves_its_turn_to_the_next() {
     use LockMode::Exclusive;
     let long = "b".repeat(2000);
-    let engine =
-        engine_with(EngineSettings { lock_bytes_max: 10_500, ..EngineSettings::default() });
+    let (item, other) = (row(&long), range(b"a", b"c"));
+    // Room for the first hold and for each of two waits as if it was the first one of its item.
+    let of_call = EngineMemory::TXN + EngineMemory::call(std::slice::from_ref(&item));
+    let of_item = EngineMemory::queue(&item) + EngineMemory::entry(&item);
+    let lock_bytes_max = EngineMemory::TXN + held_bytes(&other) + 2 * (of_call + of_item);
+    let engine = engine_with(EngineSettings { lock_bytes_max, ..EngineSettings::default() });
     granted(lock(&engine, 1, vec![range(b"a", b"c")], Exclusive));
     let mut full = lock(&engine, 2, vec![row(&long)], Exclusive);
     assert!(poll(&mut full).is_pending(), "it fits when it begins to wait");
@@ -32,7 +33,8 @@ fn a_waiter_that_hits_a_limit_as_its_turn_comes_leaves_its_turn_to_the_next() {
 #[test]
 fn a_wait_that_its_limits_can_never_satisfy_is_refused_when_it_begins() {
     use LockMode::Exclusive;
-    let three = 3 * HOLD_BYTES + 100;
+    let held = held_bytes(&row("a"));
+    let three = 2 * held + held_bytes(&range(b"m", b"n"));
     let settings = EngineSettings { txn_lock_bytes_max: three, ..EngineSettings::default() };
     let engine = engine_with(settings);
     granted(lock(&engine, 1, vec![row("m")], Exclusive));
@@ -49,13 +51,20 @@ fn a_wait_that_its_limits_can_never_satisfy_is_refused_when_it_begins() {
     engine.unlock_all(txn(1), None);
     granted(fits);
 
-    let node = engine_with(EngineSettings { lock_bytes_max: three, ..settings });
-    drop(engine);
-    granted(lock(&node, 1, vec![row("m")], Exclusive));
-    // The wait counts too: with it there is no room for a second lock, also when the first has
-    // gone.
-    let call = lock(&node, 2, vec![row("m"), row("n")], Exclusive);
-    assert_eq!(kind(call), ErrorKind::ResourceExhausted);
+    // The call and its transaction count too: beside them there is no room for all of its locks,
+    // also when the first lock has gone.
+    let rows: Vec<_> = (0..10).map(|at| row(format!("m{at}"))).collect();
+    let needed = 10 * held + EngineMemory::call(&rows) + EngineMemory::TXN;
+    for (lock_bytes_max, is_refused) in [(needed - 1, true), (needed, false)] {
+        let node = engine_with(EngineSettings { lock_bytes_max, ..EngineSettings::default() });
+        granted(lock(&node, 1, vec![row("m0")], Exclusive));
+        let mut call = lock(&node, 2, rows.clone(), Exclusive);
+        if is_refused {
+            assert_eq!(kind(call), ErrorKind::ResourceExhausted);
+        } else {
+            assert!(poll(&mut call).is_pending(), "it waits");
+        }
+    }
 }
 
 #[test]

@@ -2,9 +2,9 @@
 //!
 //! The model is a flat list of holds and a flat list of waiters in queue order; every question is
 //! answered by looking at all of them. Both are driven by the same random steps, and after each the
-//! held locks with their modes and tokens, the waits, and the outcomes of all calls must be the
-//! same. The model predicts everything except which of several cycles is broken first; there it
-//! checks that the cycle the engine reports exists.
+//! held locks with their modes and tokens, the waits, the outcomes of all calls, and the memory
+//! that the engine counts must be the same. The model predicts everything except which of several
+//! cycles is broken first; there it checks that the cycle the engine reports exists.
 //!
 //! Half of the runs have limits so small that calls run into them, also as their turn comes. In
 //! half of them the engine's mutex is let go after so few steps that nearly every call is done in

@@ -7,9 +7,12 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kit::by_id::LockEngine;
-use kit::{TABLE, VERSION, committed_at, engine, engine_with, granted, kind, lock, poll, row, txn};
+use kit::{
+    TABLE, VERSION, committed_at, engine, engine_with, granted, held_bytes, kind, lock, poll, row,
+    txn,
+};
 use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
-use lockservice_core::table::{EngineSettings, LockCall, RowGrant, engine_steps};
+use lockservice_core::table::{EngineMemory, EngineSettings, LockCall, RowGrant, engine_steps};
 use lockservice_core::{
     BindVersion, CommitTimestamp, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode,
     ServiceId, TableId, TableRef,
@@ -135,8 +138,8 @@ fn a_lock_that_becomes_contended_while_a_list_is_made_is_in_it_once() {
 
 #[test]
 fn memory_that_shards_have_on_credit_is_used_before_a_call_fails_for_want_of_it() {
-    let settings = EngineSettings { lock_bytes_max: 240 * 1_000, ..EngineSettings::default() };
-    let engine = engine_with(settings);
+    let lock_bytes_max = EngineMemory::TXN + 1_000 * held_bytes(&item(0));
+    let engine = engine_with(EngineSettings { lock_bytes_max, ..EngineSettings::default() });
     // Each shard draws ahead, and holds nothing after that.
     for number in 0..500 {
         assert!(at_once(&engine, 1, number).is_some());
@@ -148,16 +151,19 @@ fn memory_that_shards_have_on_credit_is_used_before_a_call_fails_for_want_of_it(
     let refused = lock(&engine, 3, [item(2_000)], LockMode::Exclusive);
     assert_eq!(kind(refused), ErrorKind::ResourceExhausted);
     engine.unlock_all(txn(2), None);
-    for number in 0..1_000 {
+    // A row in a shard takes less.
+    let fit = (lock_bytes_max / EngineMemory::row(&key(0))) as u64;
+    for number in 0..fit {
         assert!(at_once(&engine, 1, number).is_some(), "row {number}");
     }
-    assert_eq!(at_once(&engine, 3, 2_000), None);
+    assert_eq!(at_once(&engine, 3, fit), None);
 }
 
 #[test]
 fn a_transaction_holds_no_more_than_its_limit_on_both_ways_together() {
-    let settings = EngineSettings { txn_lock_bytes_max: 240 * 10, ..EngineSettings::default() };
-    let engine = engine_with(settings);
+    // The call makes the first six known to the state.
+    let txn_lock_bytes_max = 6 * held_bytes(&item(0)) + 4 * EngineMemory::row(&key(0));
+    let engine = engine_with(EngineSettings { txn_lock_bytes_max, ..EngineSettings::default() });
     holds(&engine, 1, 0..4);
     granted(lock(&engine, 1, [item(4), item(5)], LockMode::Exclusive));
     holds(&engine, 1, 6..10);
@@ -165,6 +171,28 @@ fn a_transaction_holds_no_more_than_its_limit_on_both_ways_together() {
     let refused = lock(&engine, 1, [item(10)], LockMode::Exclusive);
     assert_eq!(kind(refused), ErrorKind::ResourceExhausted);
     assert_eq!(engine.held(txn(1)), 10);
+}
+
+#[test]
+fn a_hold_that_another_call_meets_is_kept_beyond_the_limits_and_calls_are_refused() {
+    let settings = EngineSettings { lock_bytes_max: 100_000, ..EngineSettings::default() };
+    let engine = engine_with(settings);
+    let fit = (100_000 / EngineMemory::row(&key(0))) as u64;
+    holds(&engine, 1, 0..fit);
+    let used = || engine.by_handle().bytes();
+    assert!(used() <= 100_000);
+    // The holds in the range become known to the state, where they take more.
+    let refused = lock(&engine, 2, [range(0, fit)], LockMode::Exclusive);
+    assert_eq!(kind(refused), ErrorKind::ResourceExhausted);
+    assert_eq!(engine.held(txn(1)) as u64, fit, "no hold was lost");
+    assert_eq!(used(), EngineMemory::TXN + fit as usize * held_bytes(&item(0)));
+    assert!(used() > 2 * 100_000);
+    assert_eq!(at_once(&engine, 3, fit), None);
+    let refused = lock(&engine, 1, [item(fit)], LockMode::Exclusive);
+    assert_eq!(kind(refused), ErrorKind::ResourceExhausted);
+    engine.unlock_all(txn(1), None);
+    assert_eq!(used(), 0);
+    holds(&engine, 3, 0..fit);
 }
 
 #[test]

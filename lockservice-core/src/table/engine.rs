@@ -294,6 +294,15 @@ impl LockEngine {
         }
     }
 
+    /// Estimated memory of all locks and waits, in bytes. Collects the credit of all shards.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn bytes(&self) -> usize {
+        self.with(|state| {
+            state.collect_credit();
+            state.bytes
+        })
+    }
+
     /// Rolls back exactly the changes of one call (T2). Calls may be rolled back in any order.
     ///
     /// | the call | after the roll-back |

@@ -1,7 +1,8 @@
 //! One row or range that is held or waited for: its holders and its queue. Also queue positions.
 
 use super::call::CallId;
-use super::holders::{Holder, Holders};
+use super::holder::Holder;
+use super::holders::Holders;
 use super::queue::{CommitNumber, Queue};
 use super::types::Commit;
 use crate::id::TxnId;
@@ -50,7 +51,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn held_by(holder: Holder) -> Self {
-        Self { holders: Holders::one(holder), queue: None }
+        Self { holders: Holders::One(holder), queue: None }
     }
 
     pub(super) fn is_empty(&self) -> bool {

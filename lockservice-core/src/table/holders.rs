@@ -3,154 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use smallvec::SmallVec;
-
+use super::holder::Holder;
 use super::steps::step;
-use super::uncontended::HoldSeq;
-use crate::id::{FencingToken, TxnId};
+use crate::id::TxnId;
 use crate::key::LockMode;
-
-/// One transaction's hold on an item.
-///
-/// An upgrade lies on the hold before it, as a *layer*. With three modes there are at most two
-/// layers beneath the hold that counts.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Holder {
-    pub(super) txn: TxnId,
-    /// The slot of this item in the list of its transaction.
-    pub(super) slot: u32,
-    pub(super) mode: LockMode,
-    /// Added or upgraded by a call that is still in flight: its token is not taken yet.
-    pub(super) pending: bool,
-    /// The token of the grant. Meaningless while it is pending.
-    grant: FencingToken,
-    /// The largest token of the grants above that have ended while the item stayed locked.
-    ended: FencingToken,
-    /// The number of the call that added or upgraded it, in its transaction.
-    pub(super) seq: HoldSeq,
-    /// The layers beneath, by their mode. One with the token [`NONE`] does not exist.
-    beneath: [Layer; LockMode::ALL.len() - 1],
-}
-
-/// A hold that an upgrade lies on.
-#[derive(Clone, Copy, Debug)]
-struct Layer {
-    grant: FencingToken,
-    seq: HoldSeq,
-}
-
-/// No token.
-pub(super) const NONE: FencingToken = FencingToken::new(0);
-
-const NO_LAYER: Layer = Layer { grant: NONE, seq: HoldSeq::FIRST };
-
-impl Holder {
-    /// The hold of a call in flight.
-    pub(super) const fn pending(txn: TxnId, slot: u32, mode: LockMode, seq: HoldSeq) -> Self {
-        let beneath = [NO_LAYER; LockMode::ALL.len() - 1];
-        Self { txn, slot, mode, pending: true, grant: NONE, ended: NONE, seq, beneath }
-    }
-
-    /// Gives it the token of its call.
-    pub(super) const fn grant(&mut self, token: FencingToken) {
-        self.grant = token;
-        self.pending = false;
-    }
-
-    /// The token under which the item is held: an upgrade in flight shows that of the hold on which
-    /// it lies. It never falls as long as the transaction may have used it (F1).
-    pub(super) fn token(&self) -> FencingToken {
-        let layer = || self.layer().map_or(NONE, |mode| self.beneath[mode.index()].grant);
-        self.ended.max(if self.pending { layer() } else { self.grant })
-    }
-
-    /// True if it is what the grant under `token` added last.
-    pub(super) fn is_of(&self, token: FencingToken) -> bool {
-        !self.pending && self.grant == token
-    }
-
-    /// Puts a stronger hold of a call in flight on it.
-    pub(super) fn upgrade(&mut self, mode: LockMode, seq: HoldSeq) {
-        debug_assert!(self.mode < mode && !self.pending, "one call of a transaction at a time");
-        self.beneath[self.mode.index()] = Layer { grant: self.grant, seq: self.seq };
-        (self.mode, self.seq, self.pending) = (mode, seq, true);
-    }
-
-    /// The mode of the layer on which it lies.
-    pub(super) fn layer(&self) -> Option<LockMode> {
-        LockMode::ALL.into_iter().take(self.beneath.len()).rev().find(|mode| self.has_layer(*mode))
-    }
-
-    fn has_layer(&self, mode: LockMode) -> bool {
-        self.beneath[mode.index()].grant != NONE
-    }
-
-    /// Ends an upgrade that no caller relies on, and leaves the hold on which it lies. False if
-    /// there is none.
-    pub(super) fn uncover(&mut self) -> bool {
-        let Some(mode) = self.layer() else { return false };
-        let layer = std::mem::replace(&mut self.beneath[mode.index()], NO_LAYER);
-        (self.mode, self.grant, self.seq, self.pending) = (mode, layer.grant, layer.seq, false);
-        true
-    }
-
-    /// As [`uncover`](Self::uncover), of an upgrade that the caller has received. Data may know its
-    /// token, and would refuse an earlier one.
-    fn end_upgrade(&mut self) -> bool {
-        let token = self.token();
-        let is_left = self.uncover();
-        if is_left {
-            self.ended = token;
-        }
-        is_left
-    }
-
-    /// Forgets the layers beneath. The hold then ends with the upgrade.
-    pub(super) fn drop_layers(&mut self) {
-        self.beneath = [NO_LAYER; LockMode::ALL.len() - 1];
-        self.ended = NONE;
-    }
-
-    /// Forgets the layer of the grant under `token`, if there is one.
-    pub(super) fn drop_layer(&mut self, token: FencingToken) {
-        if let Some(layer) = self.beneath.iter_mut().find(|layer| layer.grant == token) {
-            *layer = NO_LAYER;
-        }
-    }
-
-    /// Makes it weaker: `mode` from now on. The layers that are not weaker than that end, except
-    /// one in `mode`. The token stays. False if it is not stronger than `mode`, or a call in flight
-    /// has upgraded it.
-    pub(super) fn downgrade(&mut self, mode: LockMode) -> bool {
-        if self.pending || self.mode <= mode {
-            return false;
-        }
-        while self.layer().is_some_and(|layer| layer >= mode) && self.mode > mode {
-            self.end_upgrade();
-        }
-        self.mode = mode;
-        true
-    }
-
-    /// The number of the first call whose hold is left.
-    pub(super) fn first_call(&self) -> HoldSeq {
-        self.layers().next().map_or(self.seq, |layer| layer.seq)
-    }
-
-    fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.beneath.iter().filter(|layer| layer.grant != NONE)
-    }
-
-    /// Ends what was granted by the calls from `seq` on. False if nothing of the hold is left.
-    pub(super) fn end_since(&mut self, seq: HoldSeq) -> bool {
-        while self.seq >= seq {
-            if !self.end_upgrade() {
-                return false;
-            }
-        }
-        true
-    }
-}
 
 /// The longest list of holders. More holders are kept in a map, for an insertion into a list moves
 /// all that follow.
@@ -158,35 +14,42 @@ const LISTED_MAX: usize = 32;
 
 /// The holders of an item, ordered by transaction: any number of sharers with at most one holder
 /// for update, or one exclusive holder.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) enum Holders {
-    Few(SmallVec<[Holder; 1]>),
-    Many {
-        map: BTreeMap<TxnId, Holder>,
-        /// The one that is no sharer.
-        strongest: Option<TxnId>,
-    },
+    #[default]
+    None,
+    One(Holder),
+    /// At least two.
+    Few(Vec<Holder>),
+    Many(Box<Many>),
 }
 
-impl Default for Holders {
-    fn default() -> Self {
-        Self::Few(SmallVec::new())
-    }
+/// See [`LISTED_MAX`].
+#[derive(Debug)]
+pub(super) struct Many {
+    map: BTreeMap<TxnId, Holder>,
+    /// The one that is no sharer.
+    strongest: Option<TxnId>,
 }
 
 impl Holders {
-    pub(super) fn one(holder: Holder) -> Self {
-        Self::Few(smallvec::smallvec![holder])
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::None)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// Those that are listed.
+    fn list(&self) -> &[Holder] {
+        match self {
+            Self::None | Self::Many(_) => &[],
+            Self::One(holder) => std::slice::from_ref(holder),
+            Self::Few(list) => list,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Few(list) => list.len(),
-            Self::Many { map, .. } => map.len(),
+            Self::Many(many) => many.map.len(),
+            few => few.list().len(),
         }
     }
 
@@ -196,32 +59,31 @@ impl Holders {
 
     /// The holders of later transactions than `txn`; all of them for `None`.
     pub(super) fn after(&self, txn: Option<TxnId>) -> impl Iterator<Item = &Holder> {
-        let (list, map) = match self {
-            Self::Few(list) => {
-                let from = txn.map_or(0, |txn| list.partition_point(|holder| holder.txn <= txn));
-                (&list[from..], None)
-            }
-            Self::Many { map, .. } => {
+        let list = self.list();
+        let at = txn.map_or(0, |txn| list.partition_point(|holder| holder.txn <= txn));
+        let map = match self {
+            Self::Many(many) => {
                 let from = txn.map_or(Bound::Unbounded, Bound::Excluded);
-                (&[][..], Some(map.range((from, Bound::Unbounded))))
+                Some(many.map.range((from, Bound::Unbounded)))
             }
+            _ => None,
         };
         let map = map.into_iter().flatten().map(|(_, holder)| holder);
-        list.iter().chain(map).inspect(|_| step())
+        list[at..].iter().chain(map).inspect(|_| step())
     }
 
     pub(super) fn get(&self, txn: TxnId) -> Option<&Holder> {
         match self {
-            Self::Few(list) => position(list, txn).ok().map(|at| &list[at]),
-            Self::Many { map, .. } => map.get(&txn),
+            Self::Many(many) => many.map.get(&txn),
+            few => position(few.list(), txn).ok().map(|at| &few.list()[at]),
         }
     }
 
     /// The holder that is no sharer, if there is one.
     pub(super) fn strongest(&self) -> Option<&Holder> {
         match self {
-            Self::Few(list) => list.iter().find(|holder| holder.mode > LockMode::Shared),
-            Self::Many { map, strongest } => map.get(strongest.as_ref()?),
+            Self::Many(many) => many.map.get(many.strongest.as_ref()?),
+            few => strongest_of(few.list()),
         }
     }
 
@@ -232,17 +94,19 @@ impl Holders {
         change: impl FnOnce(&mut Holder) -> R,
     ) -> Option<R> {
         match self {
+            Self::None => None,
+            Self::One(holder) => (holder.txn == txn).then(|| change(holder)),
             Self::Few(list) => {
                 let at = position(list, txn).ok()?;
                 Some(change(&mut list[at]))
             }
-            Self::Many { map, strongest } => {
-                let holder = map.get_mut(&txn)?;
+            Self::Many(many) => {
+                let holder = many.map.get_mut(&txn)?;
                 let changed = change(holder);
                 if holder.mode > LockMode::Shared {
-                    *strongest = Some(txn);
-                } else if *strongest == Some(txn) {
-                    *strongest = None;
+                    many.strongest = Some(txn);
+                } else if many.strongest == Some(txn) {
+                    many.strongest = None;
                 }
                 Some(changed)
             }
@@ -251,40 +115,68 @@ impl Holders {
 
     /// Adds a holder. Its transaction holds nothing here yet.
     pub(super) fn add(&mut self, holder: Holder) {
-        match self {
-            Self::Few(list) if list.len() < LISTED_MAX => match position(list, holder.txn) {
-                Ok(_) => debug_assert!(false, "a transaction holds an item once"),
-                Err(at) => list.insert(at, holder),
-            },
+        debug_assert!(self.get(holder.txn).is_none(), "a transaction holds an item once");
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(holder),
+            Self::One(first) if first.txn < holder.txn => Self::Few(vec![first, holder]),
+            Self::One(last) => Self::Few(vec![holder, last]),
+            Self::Few(mut list) if list.len() < LISTED_MAX => {
+                let at = list.partition_point(|other| other.txn < holder.txn);
+                list.insert(at, holder);
+                Self::Few(list)
+            }
             Self::Few(list) => {
-                let strongest = list.iter().find(|holder| holder.mode > LockMode::Shared);
-                let strongest = strongest.map(|holder| holder.txn);
-                let map = list.drain(..).map(|holder| (holder.txn, holder)).collect();
-                *self = Self::Many { map, strongest };
-                self.add(holder);
+                let strongest = strongest_of(&list).map(|holder| holder.txn);
+                let map = list.into_iter().map(|holder| (holder.txn, holder)).collect();
+                let mut many = Box::new(Many { map, strongest });
+                many.add(holder);
+                Self::Many(many)
             }
-            Self::Many { map, strongest } => {
-                if holder.mode > LockMode::Shared {
-                    *strongest = Some(holder.txn);
-                }
-                map.insert(holder.txn, holder);
+            Self::Many(mut many) => {
+                many.add(holder);
+                Self::Many(many)
             }
-        }
+        };
     }
 
     pub(super) fn take(&mut self, txn: TxnId) -> Option<Holder> {
         match self {
-            Self::Few(list) => position(list, txn).ok().map(|at| list.remove(at)),
-            Self::Many { map, strongest } => {
-                let taken = map.remove(&txn);
-                strongest.take_if(|strongest| *strongest == txn);
-                if map.len() <= 1 {
-                    *self = Self::Few(map.values().copied().collect());
+            Self::None => None,
+            Self::One(holder) if holder.txn != txn => None,
+            Self::One(_) => match std::mem::take(self) {
+                Self::One(holder) => Some(holder),
+                _ => None,
+            },
+            Self::Few(list) => {
+                let taken = list.remove(position(list, txn).ok()?);
+                if list.len() == 1 {
+                    *self = list.pop().map_or(Self::None, Self::One);
+                }
+                Some(taken)
+            }
+            Self::Many(many) => {
+                let taken = many.map.remove(&txn);
+                many.strongest.take_if(|strongest| *strongest == txn);
+                if many.map.len() <= 1 {
+                    *self = many.map.pop_first().map_or(Self::None, |(_, last)| Self::One(last));
                 }
                 taken
             }
         }
     }
+}
+
+impl Many {
+    fn add(&mut self, holder: Holder) {
+        if holder.mode > LockMode::Shared {
+            self.strongest = Some(holder.txn);
+        }
+        self.map.insert(holder.txn, holder);
+    }
+}
+
+fn strongest_of(list: &[Holder]) -> Option<&Holder> {
+    list.iter().find(|holder| holder.mode > LockMode::Shared)
 }
 
 fn position(list: &[Holder], txn: TxnId) -> Result<usize, usize> {
@@ -294,13 +186,19 @@ fn position(list: &[Holder], txn: TxnId) -> Result<usize, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{ServiceId, TxnNumber};
+    use crate::id::{FencingToken, ServiceId, TxnNumber};
+    use crate::table::uncontended::HoldSeq;
 
     fn holder(number: u64) -> Holder {
         let txn = TxnId::new(ServiceId::new(1), TxnNumber::new(number), false);
         let mut holder = Holder::pending(txn, 0, LockMode::Shared, HoldSeq::FIRST);
         holder.grant(FencingToken::new(number));
         holder
+    }
+
+    #[test]
+    fn a_holder_takes_six_words_alone_too() {
+        assert_eq!((size_of::<Holder>(), size_of::<Holders>()), (48, 48));
     }
 
     #[test]
@@ -356,34 +254,5 @@ mod tests {
         }
         assert!(holders.take(b).is_some());
         assert_eq!(strongest(&holders), None);
-    }
-
-    #[test]
-    fn a_downgrade_ends_the_stronger_layers_and_keeps_the_token() {
-        let layered = |modes: &[LockMode]| {
-            let mut modes = modes.iter().zip(1..);
-            let (first, _) = modes.next().expect("a mode");
-            let mut hold = Holder::pending(holder(1).txn, 0, *first, HoldSeq::FIRST);
-            hold.grant(FencingToken::new(1));
-            for (mode, number) in modes {
-                hold.upgrade(*mode, HoldSeq::FIRST);
-                hold.grant(FencingToken::new(number));
-            }
-            hold
-        };
-        use LockMode::{Exclusive, Shared, Update};
-        for (modes, to, token, layer) in [
-            (&[Exclusive][..], Shared, 1, None),
-            (&[Shared, Exclusive], Shared, 2, None),
-            (&[Shared, Exclusive], Update, 2, Some(Shared)),
-            (&[Shared, Update, Exclusive], Update, 3, Some(Shared)),
-            (&[Shared, Update, Exclusive], Shared, 3, None),
-            (&[Update, Exclusive], Shared, 2, None),
-        ] {
-            let mut hold = layered(modes);
-            assert!(hold.downgrade(to), "{modes:?}");
-            assert_eq!((hold.mode, hold.token().get(), hold.layer()), (to, token, layer));
-            assert!(!hold.downgrade(to) && !hold.downgrade(Exclusive), "it is no stronger");
-        }
     }
 }

@@ -23,11 +23,12 @@
 //! | `search/` | searches in the wait graph, backwards and forwards |
 //! | `lock_table/` | one table: its entries, the conflict check, its tokens |
 //! | `entry.rs` | one row or range, with its holders and its queue; queue positions |
-//! | `holders.rs` | the transactions that hold an entry |
+//! | `holder.rs`, `holders.rs` | one hold of an entry; the transactions that hold it |
 //! | `queue.rs` | the calls that wait for an entry, and the commits that they learn of |
 //! | `interval.rs` | the index of ranges, which finds those that overlap an item |
 //! | `hash.rs` | maps keyed by ids, with a hash that clients cannot predict |
 //! | `txn.rs` | the holds of a transaction |
+//! | `memory.rs` | estimates of memory |
 //! | `idle.rs` | tables that are not used |
 //! | `inspect/`, `list.rs` | lists of locks and waits, in slices of bounded work |
 //! | `types.rs` | requests, grants, settings, lines of lists |
@@ -226,6 +227,7 @@ mod deadlock;
 mod engine;
 mod entry;
 mod hash;
+mod holder;
 mod holders;
 mod idle;
 mod in_state;
@@ -234,6 +236,7 @@ mod interval;
 mod list;
 mod lock_call;
 mod lock_table;
+mod memory;
 mod queue;
 mod release;
 mod search;
@@ -249,6 +252,8 @@ pub use self::engine::LockEngine;
 pub(crate) use self::idle::Usage;
 pub use self::list::{LockList, WaitList};
 pub use self::lock_call::LockCall;
+#[cfg(any(test, feature = "testing"))]
+pub use self::memory::EngineMemory;
 #[cfg(any(test, feature = "testing"))]
 pub use self::steps::{engine_longest_hold, engine_steps};
 #[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]

@@ -16,8 +16,9 @@ use crate::key::LockMode;
 pub(super) struct Queue {
     /// By the mode of the request.
     waiters: [BTreeMap<Position, Waiter>; LockMode::ALL.len()],
-    /// Commits of transactions with a hold that overlaps the item, by the mode of the hold.
-    commits: [Commits; LockMode::ALL.len()],
+    /// Commits of transactions with a hold that overlaps the item, by the mode of the hold. `None`
+    /// if there were none.
+    commits: Option<Box<[Commits; LockMode::ALL.len()]>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +46,9 @@ impl Queue {
     /// Removes a waiter. Returns what it learns of the commits since its wait began.
     pub(super) fn remove(&mut self, position: Position, mode: LockMode) -> Option<Commit> {
         let waiter = self.waiters[mode.index()].remove(&position)?;
-        let learned = incompatible_with(mode)
-            .filter_map(|held| self.commits[held.index()].after(waiter.commits));
+        let commits = self.commits.as_ref()?;
+        let learned =
+            incompatible_with(mode).filter_map(|held| commits[held.index()].after(waiter.commits));
         learned.reduce(merge)
     }
 
@@ -141,7 +143,7 @@ impl Queue {
     /// commit has a larger number than the one before.
     pub(super) fn note_commit(&mut self, mode: LockMode, number: CommitNumber, commit: Commit) {
         let waiters: usize = self.waiters.iter().map(BTreeMap::len).sum();
-        let commits = &mut self.commits[mode.index()];
+        let commits = &mut self.commits.get_or_insert_default()[mode.index()];
         commits.note(number, commit);
         if commits.latest.len() > 2 * waiters + 8 {
             let all = self.waiters.iter().flat_map(BTreeMap::values);
@@ -253,7 +255,7 @@ mod tests {
                             definition_changed: random.random_bool(0.1),
                         };
                         queue.note_commit(mode, CommitNumber(number as u64), commit);
-                        let kept = &queue.commits[mode.index()];
+                        let kept = &queue.commits.as_ref().expect("just noted")[mode.index()];
                         assert!(
                             kept.latest.len() <= 2 * waiters.len() + 8,
                             "no more is kept than waiters learn"

@@ -1,6 +1,7 @@
 //! Releases and roll-backs: the ways in which holds end.
 
-use super::call::{CallId, Stage, call_in_flight, hold_bytes};
+use super::call::{CallId, Stage, call_in_flight};
+use super::memory::hold_bytes;
 use super::slices::Released;
 use super::state::EngineState;
 use super::txn::BackTo;
@@ -127,11 +128,7 @@ impl EngineState {
         items: &[LockItem],
         commit: Option<Commit>,
     ) {
-        let bytes = items.iter().map(hold_bytes).sum::<usize>();
-        self.bytes -= bytes;
-        if let Some(txn) = self.txns.get_mut(&id) {
-            txn.bytes -= bytes;
-        }
+        self.bytes -= items.iter().map(hold_bytes).sum::<usize>();
         items.iter().for_each(|_| self.slice.spend());
         let Some(table) = self.tables.get_mut(&table_id) else { return };
         if let Some(commit) = commit {
@@ -139,7 +136,7 @@ impl EngineState {
             table.note_commit(id, items, self.commits, commit);
         }
         for item in items {
-            table.take_hold(item, id);
+            table.take_hold(item, id, &mut self.bytes);
             if !table.waiting.is_empty() {
                 self.released.push((table_id, Released::Item(item.clone())));
             }
@@ -177,11 +174,10 @@ impl EngineState {
     /// Ends a transaction's hold on an item, if it has one.
     pub(super) fn release(&mut self, id: TxnId, table_id: TableId, item: LockItem) {
         let Some(table) = self.tables.get_mut(&table_id) else { return };
-        let Some(holder) = table.take_hold(&item, id) else { return };
-        let bytes = hold_bytes(&item);
-        self.bytes -= bytes;
+        let Some(holder) = table.take_hold(&item, id, &mut self.bytes) else { return };
+        self.bytes -= hold_bytes(&item);
         let txn = self.txns.get_mut(&id).expect("a holder's transaction is known");
-        if let Some(moved) = txn.remove(table_id, holder.slot, bytes) {
+        if let Some(moved) = txn.remove(table_id, holder.slot) {
             table.set_slot(moved, id, holder.slot);
         }
         if !table.waiting.is_empty() {

@@ -7,19 +7,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::Waker;
 
-use super::call::{CallId, Calls, Stage, bind_changed, hold_bytes};
+use super::call::{CallId, Calls, Stage, bind_changed};
 use super::entry::{Position, Positions};
 use super::hash::IdMap;
 use super::lock_table::LockTable;
+use super::memory::{entry_bytes, hold_bytes, queue_bytes};
 use super::queue::CommitNumber;
 use super::slices::{Released, Slice};
-use super::txn::TxnHolds;
+use super::txn::Txns;
 use super::types::{EngineSettings, Grant};
 use super::uncontended::{TableHandle, TablePlace, TablePlaces};
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BindVersion, TableId, TxnId};
+use crate::id::{BindVersion, TableId};
 use crate::sync::Arc;
 
 /// See the module.
@@ -35,7 +36,7 @@ pub(super) struct EngineState {
     pub(super) tables: IdMap<TableId, LockTable>,
     /// The tables in order, for lists.
     pub(super) table_ids: BTreeSet<TableId>,
-    pub(super) txns: IdMap<TxnId, TxnHolds>,
+    pub(super) txns: Txns,
     pub(super) calls: Calls,
     /// The last version of each table that is installed here (B5).
     versions: IdMap<TableId, BindVersion>,
@@ -45,7 +46,8 @@ pub(super) struct EngineState {
     sealed: Option<fn() -> Error>,
     /// The number of calls that wait for a lock or a token.
     pub(super) waiting_calls: usize,
-    /// Estimated memory of all locks and waits, in bytes.
+    /// Estimated memory of all locks and waits, and the credit of all shards, in bytes. See
+    /// `memory.rs`.
     pub(super) bytes: usize,
     /// The last commit with a timestamp.
     pub(super) commits: CommitNumber,
@@ -93,7 +95,7 @@ impl EngineState {
             free_places: Vec::new(),
             tables: IdMap::default(),
             table_ids: BTreeSet::new(),
-            txns: IdMap::default(),
+            txns: Txns::default(),
             calls: Calls::default(),
             versions: IdMap::default(),
             removed_to: BindVersion::default(),
@@ -178,14 +180,15 @@ impl EngineState {
             }
         }
         let mut holders = BTreeSet::new();
-        dropped
-            .for_each(|_, entry| holders.extend(entry.holders().iter().map(|holder| holder.txn)));
+        dropped.for_each(|at, entry| {
+            holders.extend(entry.holders().iter().map(|holder| holder.txn));
+            let item = at.to_item();
+            self.bytes -= entry_bytes(&item) + entry.queue().map_or(0, |_| queue_bytes(&item));
+        });
         for id in holders {
             let Some(txn) = self.txns.get_mut(&id) else { continue };
             if let Some(items) = txn.take_table(table) {
-                let bytes = items.iter().map(hold_bytes).sum::<usize>();
-                txn.bytes -= bytes;
-                self.bytes -= bytes;
+                self.bytes -= items.iter().map(hold_bytes).sum::<usize>();
             }
             self.forget_if_idle(id);
         }

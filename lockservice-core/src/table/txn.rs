@@ -3,9 +3,11 @@
 use smallvec::SmallVec;
 
 use super::call::CallId;
+use super::hash::IdMap;
+use super::memory::{TXN_BYTES, held_bytes, reserve_one, shrink};
 use super::release::Left;
 use super::uncontended::HoldSeq;
-use crate::id::TableId;
+use crate::id::{TableId, TxnId};
 use crate::key::LockItem;
 
 /// A transaction that holds an item, or has a call in flight.
@@ -21,7 +23,7 @@ pub(super) struct TxnHolds {
     pub(super) escalation_pause: usize,
     /// The number of its items.
     pub(super) count: usize,
-    /// Estimated memory of its holds, in bytes.
+    /// Estimated memory of its holds, with their entries, in bytes.
     pub(super) bytes: usize,
     /// Its call, until the outcome was taken. There is at most one.
     pub(super) call: Option<CallId>,
@@ -29,9 +31,46 @@ pub(super) struct TxnHolds {
     pub(super) nested: SmallVec<[CallId; 1]>,
 }
 
+/// The transactions that hold an item in the state, have a call in flight there, or are named by
+/// one.
+#[derive(Debug, Default)]
+pub(super) struct Txns(IdMap<TxnId, Box<TxnHolds>>);
+
+impl Txns {
+    pub(super) fn get(&self, id: &TxnId) -> Option<&TxnHolds> {
+        self.0.get(id).map(|record| &**record)
+    }
+
+    pub(super) fn get_mut(&mut self, id: &TxnId) -> Option<&mut TxnHolds> {
+        self.0.get_mut(id).map(|record| &mut **record)
+    }
+
+    /// The record of a transaction, made and counted in `bytes` if there is none.
+    pub(super) fn get_or_new(&mut self, id: TxnId, bytes: &mut usize) -> &mut TxnHolds {
+        self.0.entry(id).or_insert_with(|| {
+            *bytes += TXN_BYTES;
+            Box::default()
+        })
+    }
+
+    /// Removes the record of a transaction that holds nothing and has no call.
+    pub(super) fn forget_if_idle(&mut self, id: TxnId, bytes: &mut usize) {
+        if self.0.get(&id).is_some_and(|record| record.is_idle()) {
+            self.0.remove(&id);
+            *bytes -= TXN_BYTES;
+            if self.0.capacity() > RECORDS_KEPT && self.0.len() < self.0.capacity() / 8 {
+                self.0.shrink_to(self.0.len() * 2);
+            }
+        }
+    }
+}
+
+/// Records for which the map keeps its memory.
+const RECORDS_KEPT: usize = 1_024;
+
 /// The items of one table that a transaction holds. [`Holder::slot`] is an index into them.
 ///
-/// [`Holder::slot`]: super::holders::Holder::slot
+/// [`Holder::slot`]: super::holder::Holder::slot
 #[derive(Debug)]
 pub(super) struct HeldItems {
     items: SmallVec<[LockItem; 1]>,
@@ -92,15 +131,9 @@ impl TxnHolds {
     }
 
     /// Adds an item and returns its slot.
-    pub(super) fn add(
-        &mut self,
-        table: TableId,
-        item: LockItem,
-        seq: HoldSeq,
-        bytes: usize,
-    ) -> u32 {
+    pub(super) fn add(&mut self, table: TableId, item: LockItem, seq: HoldSeq) -> u32 {
         self.count += 1;
-        self.bytes += bytes;
+        self.bytes += held_bytes(&item);
         let at = self.held.iter().position(|(id, _)| *id == table).unwrap_or_else(|| {
             self.held.push((table, HeldItems::default()));
             self.held.len() - 1
@@ -108,17 +141,18 @@ impl TxnHolds {
         let held = &mut self.held[at].1;
         held.in_order &= held.end <= seq.next();
         held.end = held.end.max(seq.next());
+        reserve_one(&mut held.items);
         held.items.push(item);
         (held.items.len() - 1) as u32
     }
 
     /// Removes the item in `slot`. Returns the item that has moved into that slot.
-    pub(super) fn remove(&mut self, table: TableId, slot: u32, bytes: usize) -> Option<&LockItem> {
+    pub(super) fn remove(&mut self, table: TableId, slot: u32) -> Option<&LockItem> {
         self.count -= 1;
-        self.bytes -= bytes;
         let at = self.held.iter().position(|(id, _)| *id == table)?;
         let held = &mut self.held[at].1;
-        held.items.swap_remove(slot as usize);
+        self.bytes -= held_bytes(&held.items.swap_remove(slot as usize));
+        shrink(&mut held.items);
         if held.items.is_empty() {
             self.held.swap_remove(at);
             return None;
@@ -139,6 +173,7 @@ impl TxnHolds {
             held.items
         };
         self.count -= taken.len();
+        self.bytes -= taken.iter().map(held_bytes).sum::<usize>();
         Some((table, taken))
     }
 
@@ -147,6 +182,7 @@ impl TxnHolds {
         let at = self.held.iter().position(|(held, _)| *held == table)?;
         let (_, held) = self.held.swap_remove(at);
         self.count -= held.items.len();
+        self.bytes -= held.items.iter().map(held_bytes).sum::<usize>();
         Some(held.items)
     }
 
@@ -196,7 +232,7 @@ impl TxnHolds {
     }
 
     /// True if the record is not needed any more.
-    pub(super) fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.count == 0 && self.call.is_none() && self.nested.is_empty()
     }
 }

@@ -19,7 +19,7 @@ use std::task::{Context, Poll, Waker};
 use self::by_id::{LockEngine, LockRequest};
 use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{Commit, EngineSettings, Grant, LockCall, WaitPolicy};
+use lockservice_core::table::{Commit, EngineMemory, EngineSettings, Grant, LockCall, WaitPolicy};
 use lockservice_core::{
     BindVersion, CommitTimestamp, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode,
     Result, ServiceId, TableId, TableRef, TxnId, TxnNumber,
@@ -65,6 +65,11 @@ pub(crate) fn row(key_bytes: impl AsRef<[u8]>) -> LockItem {
 pub(crate) fn range(from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> LockItem {
     let (from, to) = (Bound::Included(key(from)), Bound::Included(key(to)));
     LockItem::Range(KeyRange::new(from, to).expect("a range"))
+}
+
+/// The memory that the engine counts for an item that one transaction holds in the state.
+pub(crate) fn held_bytes(item: &LockItem) -> usize {
+    EngineMemory::hold(item) + EngineMemory::entry(item)
 }
 
 /// A commit at a timestamp.

@@ -1,9 +1,9 @@
-//! The calls of the model: their way from item to item, and the memory that they are counted with.
+//! The calls of the model: their way from item to item.
 
 use std::ops::Bound;
 
 use lockservice_core::table::{RowGrant, WaitPolicy};
-use lockservice_core::{BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode};
+use lockservice_core::{BindVersion, ErrorKind, FencingToken, KeyRange, LockItem, LockMode};
 
 use super::graph::conflicts;
 use super::{Advance, Call, Granted, Hold, Model, Outcome};
@@ -27,6 +27,8 @@ impl Model {
             self.done.insert(txn, Outcome::Failed(ErrorKind::InvalidArgument));
             return;
         }
+        // The state decides, and has to know what the transaction holds.
+        self.inflate_own(txn);
         if !self.tables[table].installed || self.tables[table].version != version {
             // The call is over at once.
             self.done.insert(txn, Outcome::Failed(ErrorKind::BindChanged));
@@ -49,7 +51,9 @@ impl Model {
             mode,
             changes,
             covered: 0,
+            in_shard: false,
             waited: false,
+            promoted: false,
             prev_commit: None,
             wait,
             skipped: Vec::new(),
@@ -110,7 +114,9 @@ impl Model {
             mode,
             changes: Vec::new(),
             covered: 0,
+            in_shard: true,
             waited: false,
+            promoted: false,
             prev_commit: None,
             wait: WaitPolicy::NoWait,
             skipped: Vec::new(),
@@ -129,6 +135,7 @@ impl Model {
         }
         self.complete(call);
         self.done.remove(&txn);
+        self.check_own_limit(txn);
     }
 
     /// Shards have drawn tokens, the first ones, so that so many are left.
@@ -140,6 +147,9 @@ impl Model {
     /// Takes free items.
     pub(super) fn advance(&mut self, call: &mut Call) -> Advance {
         while call.next < call.items.len() {
+            if !call.in_shard {
+                self.inflate(call.table, &call.items[call.next]);
+            }
             let item = &call.items[call.next];
             let own =
                 self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
@@ -204,20 +214,18 @@ impl Model {
         }
         let Ok(range) = KeyRange::new(first.cloned(), last.cloned()) else { return false };
         let range = LockItem::Range(range);
+        self.inflate(call.table, &range);
         let replaced: Vec<&Hold> = self.holds.iter().filter(|hold| is_replaced(hold)).collect();
         let mode = replaced.iter().map(|hold| hold.mode).max().max(Some(call.mode));
         let mode = mode.expect("that of the call");
         let first_call = replaced.iter().map(|hold| hold.first_call()).min();
         let first_call = first_call.map_or(call.call, |first| first.min(call.call));
         let replaced_count = replaced.len();
-        let (all, of_txn) = self.bytes(call);
-        let freed: usize = replaced.iter().map(|hold| hold_bytes(&hold.item)).sum();
-        let needed = hold_bytes(&range);
+        let fits = self.fits_for(&range, &replaced, call);
         let mut probe = call.clone();
         (probe.items, probe.next, probe.mode) = (vec![range.clone()], 0, mode);
         let mut ahead = (0..self.queue.len()).filter(|at| conflicts(&self.queue[*at], &probe));
-        if all + needed - freed > self.settings.lock_bytes_max
-            || of_txn + needed - freed > self.settings.txn_lock_bytes_max
+        if !fits
             || self.holds.iter().any(|hold| own(hold) && hold.item == range)
             || !self.conflicting_holders(&probe).is_empty()
             || ahead.any(|at| !self.reaches(at, call.txn, true))
@@ -235,6 +243,7 @@ impl Model {
             pending: false,
             call: first_call,
             ended: 0,
+            in_state: true,
             beneath: Vec::new(),
         });
         let is_of_call = replaced_count == call.changes.len()
@@ -251,11 +260,8 @@ impl Model {
 
     /// False if a limit is reached.
     pub(super) fn take(&mut self, call: &mut Call) -> bool {
-        let (all, own) = self.bytes(call);
         let item = call.items[call.next].clone();
-        let bytes = hold_bytes(&item);
-        let full = all + bytes > self.settings.lock_bytes_max
-            || own + bytes > self.settings.txn_lock_bytes_max;
+        let full = !call.in_shard && self.is_full(call, &item);
         let exact = |hold: &&mut Hold| {
             hold.txn == call.txn && hold.table == call.table && hold.item == item
         };
@@ -277,6 +283,7 @@ impl Model {
                     pending: true,
                     call: call.call,
                     ended: 0,
+                    in_state: !call.in_shard,
                     beneath: Vec::new(),
                 });
                 call.changes.push((item, None));
@@ -306,6 +313,7 @@ impl Model {
             hold.pending = false;
         }
         let grant = Granted {
+            version: table.version,
             token,
             waited: call.waited,
             prev_commit: call.prev_commit,
@@ -350,74 +358,6 @@ impl Model {
         // An escalation has taken its token already.
         let needs_one = !call.changes.is_empty() && call.escalated.is_none();
         needs_one && self.tables[call.table].tokens.is_empty()
-    }
-
-    /// The memory of all holds and waits, and of the holds of the call's transaction. `call` is in
-    /// no list at the moment.
-    pub(super) fn bytes(&self, call: &Call) -> (usize, usize) {
-        let waits: usize = self.queue.iter().chain(&self.awaiting_token).map(wait_bytes).sum();
-        let holds: usize = self.holds.iter().map(|hold| hold_bytes(&hold.item)).sum();
-        let own = self.holds.iter().filter(|hold| hold.txn == call.txn);
-        let wait = if call.waited { wait_bytes(call) } else { 0 };
-        (holds + waits + wait, own.map(|hold| hold_bytes(&hold.item)).sum())
-    }
-
-    pub(super) fn has_room_to_wait(&self, call: &Call) -> bool {
-        let in_flight = self.queue.len() + self.awaiting_token.len();
-        in_flight < self.settings.waiters_max
-            && self.bytes(call).0 + wait_bytes(call) <= self.settings.lock_bytes_max
-    }
-
-    /// True if the limits allow the rest of the call's items while no other transaction holds any.
-    pub(super) fn can_ever_fit(&self, call: &Call) -> bool {
-        let own = |exact: bool, item: &LockItem| {
-            let mut own =
-                self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
-            own.any(|hold| {
-                if exact {
-                    hold.item == *item
-                } else {
-                    hold.mode >= call.mode && hold.item.covers(item)
-                }
-            })
-        };
-        let mut new: Vec<&LockItem> = Vec::new();
-        let mut later: Vec<&LockItem> = Vec::new();
-        for item in &call.items[call.next..] {
-            let covered = own(false, item) || later.iter().any(|earlier| earlier.covers(item));
-            later.push(item);
-            if !covered && !own(true, item) {
-                new.push(item);
-            }
-        }
-        let needed = self.bytes(call).1 + new.into_iter().map(hold_bytes).sum::<usize>();
-        needed <= self.settings.txn_lock_bytes_max
-            && needed + wait_bytes(call) <= self.settings.lock_bytes_max
-    }
-}
-
-/// The memory that the engine counts for a hold.
-fn hold_bytes(item: &LockItem) -> usize {
-    240 + 2 * heap_bytes(item)
-}
-
-/// The memory that the engine counts for a wait.
-fn wait_bytes(call: &Call) -> usize {
-    320 + call.items.iter().map(|item| size_of::<LockItem>() + heap_bytes(item)).sum::<usize>()
-}
-
-/// Short keys are kept inline.
-fn heap_bytes(item: &LockItem) -> usize {
-    let bytes = |bytes: usize| if bytes > 22 { bytes + 16 } else { 0 };
-    match item {
-        LockItem::Row(key) => bytes(key.as_bytes().len()),
-        LockItem::Range(_) => {
-            let bound = |bound| match bound {
-                Bound::Unbounded => 0,
-                Bound::Included(key) | Bound::Excluded(key) => bytes(Key::as_bytes(key).len()),
-            };
-            bound(item.start()) + bound(item.end())
-        }
     }
 }
 

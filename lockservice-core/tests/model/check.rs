@@ -20,6 +20,7 @@ impl Run {
         self.check_waits();
         self.check_tokens();
         self.engine.check_marks();
+        assert_eq!(self.engine.by_handle().bytes(), self.model.all_bytes(), "the memory");
     }
 
     /// The calls that are over have the outcomes that the model expects.

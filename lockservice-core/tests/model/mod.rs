@@ -3,7 +3,8 @@
 //! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the lists, and the ends of holds and calls |
-//! | `call.rs` | the way of a call, and its memory |
+//! | `call.rs` | the way of a call |
+//! | `memory.rs` | the memory that the engine counts |
 //! | `graph.rs` | conflicts, cycles and the order of the queue |
 //! | `check.rs` | the comparison with the engine |
 //! | `view.rs` | the state as it is compared with the engine's |
@@ -11,6 +12,7 @@
 mod call;
 mod check;
 mod graph;
+mod memory;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -33,6 +35,8 @@ struct Hold {
     call: u64,
     /// The largest token of upgrades that have ended on it, and that were used.
     ended: u64,
+    /// It is kept in the engine's state, where it takes more memory than in a shard.
+    in_state: bool,
     /// The holds that an upgrade lies on, with their tokens and calls, the weakest first.
     beneath: Vec<(LockMode, u64, u64)>,
 }
@@ -49,6 +53,10 @@ struct Call {
     changes: Vec<(LockItem, Option<(LockMode, FencingToken)>)>,
     covered: u64,
     waited: bool,
+    /// It locks a row at once, which is then kept in a shard.
+    in_shard: bool,
+    /// It takes the item that it waited for, whose entry is there still.
+    promoted: bool,
     prev_commit: Option<Commit>,
     wait: WaitPolicy,
     skipped: Vec<LockItem>,
@@ -80,6 +88,7 @@ enum Advance {
 
 #[derive(Debug)]
 pub(super) struct Granted {
+    pub(super) version: BindVersion,
     pub(super) token: u64,
     pub(super) waited: bool,
     pub(super) prev_commit: Option<Commit>,
@@ -220,11 +229,16 @@ impl Model {
     pub(super) fn promote(&mut self, clients: &mut [Client]) {
         while let Some(at) = (0..self.queue.len()).find(|at| !self.is_blocked(*at)) {
             let mut call = self.queue.remove(at);
+            call.promoted = true;
             let advanced = match self.take_or_escalate(&mut call) {
-                Some(false) => self.advance(&mut call),
+                Some(false) => {
+                    call.promoted = false;
+                    self.advance(&mut call)
+                }
                 Some(true) => Advance::Complete,
                 None => Advance::Full,
             };
+            call.promoted = false;
             match advanced {
                 Advance::Complete => self.complete(call),
                 Advance::Blocked(upgrade) => self.begin_wait(call, upgrade, clients),
@@ -239,7 +253,12 @@ impl Model {
     pub(super) fn abandon(&mut self, txn: usize, clients: &mut [Client]) {
         match self.done.remove(&txn) {
             Some(Outcome::Granted { table, grant }) => {
-                for (item, _) in grant.changes {
+                let is_served = self.tables[table].version == grant.version;
+                for (item, _) in grant.changes.into_iter().rev() {
+                    if self.at_once.contains(&txn) && is_served && self.is_installed(table) {
+                        // It is rolled back as one that was received.
+                        self.inflate(table, &item);
+                    }
                     self.roll_back_item(txn, table, &item, Some(grant.token));
                 }
             }
@@ -260,7 +279,8 @@ impl Model {
         clients: &mut [Client],
     ) {
         if self.tables[table].installed && grant.bind.version == self.tables[table].version {
-            for (item, _) in grant.changes() {
+            for (item, _) in grant.changes().into_iter().rev() {
+                self.inflate(table, &item);
                 self.roll_back_item(txn, table, &item, Some(grant.token.get()));
             }
         }

@@ -4,16 +4,17 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::limits::{hold_bytes, row_hold_bytes, wait_bytes};
+use super::conflict::Conflict;
 use super::refusal::{conflict, exhausted, held_by_ancestor, no_token};
 use super::{CallId, EngineCall, Stage};
 use crate::error::{Error, Result};
 use crate::id::FencingToken;
 use crate::key::{Key, LockItem};
-use crate::table::holders::Holder;
+use crate::table::holder::Holder;
+use crate::table::memory::{held_bytes, hold_bytes};
 use crate::table::slices::Released;
 use crate::table::state::EngineState;
-use crate::table::types::{Grant, ItemGrant, OwnerPart, WaitPolicy};
+use crate::table::types::{Grant, OwnerPart, WaitPolicy};
 
 /// The progress of a call in one slice.
 pub(super) enum Advance {
@@ -52,11 +53,11 @@ impl EngineState {
             self.slice.spend();
             self.inflate(call.table, item);
             if let LockItem::Row(key) = item
-                && let Some(token) = self.take_free_row(call, key)
+                && let Some(token) = self.take_free_row(call, item, key)
             {
                 call.token = token;
                 call.without_token = call.changes.len();
-                call.changes.push(ItemGrant { item: item.clone(), before: None });
+                call.note_change(None);
                 call.next += 1;
                 continue;
             }
@@ -86,7 +87,8 @@ impl EngineState {
                     }
                 }
                 Some(blocker) => {
-                    call.conflict.get_or_insert(blocker);
+                    let of_call = || Conflict::of(blocker, &call.items, call.next);
+                    call.conflict.get_or_insert_with(of_call);
                     if call.wait != WaitPolicy::SkipLocked {
                         return Ok(Advance::Blocked { upgrade: conflicts.upgrade });
                     }
@@ -120,21 +122,23 @@ impl EngineState {
     /// Makes the call's transaction hold a row that is free, with the call's token if it is the
     /// last item. Returns the token that the call has then. Returns `None` if the row is not known
     /// to be free or does not fit: then the general way decides.
-    fn take_free_row(&mut self, call: &EngineCall, key: &Key) -> Option<Option<FencingToken>> {
-        let bytes = row_hold_bytes(key);
-        let txn = self.txns.entry(call.txn).or_default();
-        if self.bytes + bytes > self.settings.lock_bytes_max
-            || txn.bytes + bytes > self.settings.txn_lock_bytes_max
-        {
+    fn take_free_row(
+        &mut self,
+        call: &EngineCall,
+        item: &LockItem,
+        key: &Key,
+    ) -> Option<Option<FencingToken>> {
+        if self.limit_of_hold(call, item).is_some() {
             return None;
         }
-        let slot = txn.next_slot(call.table);
+        let slot = self.txns.get(&call.txn).map_or(0, |txn| txn.next_slot(call.table));
         let holder = Holder::pending(call.txn, slot, call.mode, call.seq);
         let is_last = call.next + 1 == call.items.len();
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         let token = table.take_free_row(key, holder, is_last)?;
-        txn.add(call.table, LockItem::Row(key.clone()), call.seq, bytes);
-        self.bytes += bytes;
+        let txn = self.txns.get_or_new(call.txn, &mut self.bytes);
+        txn.add(call.table, item.clone(), call.seq);
+        self.bytes += held_bytes(item);
         Some(token)
     }
 
@@ -148,7 +152,7 @@ impl EngineState {
     /// Makes the call's transaction hold the next item.
     pub(in crate::table) fn take_item(&mut self, call: &mut EngineCall) -> Result<()> {
         let item = &call.items[call.next];
-        self.make_room(hold_bytes(item));
+        self.make_room(self.most_of_hold(call, item));
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         let upgraded = table.entry_mut(item).and_then(|entry| {
             entry.change(call.txn, |own| {
@@ -158,27 +162,20 @@ impl EngineState {
             })
         });
         if upgraded.is_some() {
-            call.changes.push(ItemGrant { item: item.clone(), before: upgraded });
-            let txn = self.txns.entry(call.txn).or_default();
+            call.note_change(upgraded);
+            let txn = self.txns.get_or_new(call.txn, &mut self.bytes);
             txn.upgrades_end = txn.upgrades_end.max(call.seq.next());
         } else {
-            let bytes = hold_bytes(item);
-            let txn = self.txns.entry(call.txn).or_default();
-            let over = if self.bytes + bytes > self.settings.lock_bytes_max {
-                Some("lock_bytes_max")
-            } else if txn.bytes + bytes > self.settings.txn_lock_bytes_max {
-                Some("txn_lock_bytes_max")
-            } else {
-                None
-            };
-            if let Some(limit) = over {
+            if let Some(limit) = self.limit_of_hold(call, item) {
                 return Err(exhausted(limit).with("txn", call.txn));
             }
-            self.bytes += bytes;
-            let slot = txn.add(call.table, item.clone(), call.seq, bytes);
+            self.bytes += hold_bytes(item);
+            let txn = self.txns.get_or_new(call.txn, &mut self.bytes);
+            let slot = txn.add(call.table, item.clone(), call.seq);
             let holder = Holder::pending(call.txn, slot, call.mode, call.seq);
-            table.entry_or_new(item).add(holder);
-            call.changes.push(ItemGrant { item: item.clone(), before: None });
+            let table = self.tables.get_mut(&call.table).expect("calls end with their table");
+            table.entry_or_new(item, &mut self.bytes).add(holder);
+            call.note_change(None);
         }
         call.next += 1;
         Ok(())
@@ -211,12 +208,13 @@ impl EngineState {
             call.without_token = last;
         }
         let history = &table.table_rows().history;
+        let conflict = call.conflict.take();
         Some(Grant {
             bind: table.bind.clone(),
             token,
             newly_locked: !call.changes.is_empty() || call.escalated.is_some(),
             waited: call.waited.then_some(Duration::ZERO),
-            conflict: call.conflict.take().map(|first| (first.txn, first.item)),
+            conflict: conflict.map(|first| (first.txn, first.item(&call.items))),
             prev_commit_ts: call.prev_commit.map(|commit| commit.timestamp),
             prev_definition_changed: call.prev_commit.is_some_and(|prev| prev.definition_changed),
             table_commit_ts: history.commit_ts(),
@@ -262,7 +260,7 @@ impl EngineState {
             Ok(Advance::Complete) => return self.grant(call).map_or(Next::Unfinished, Next::Grant),
         };
         if call.bytes == 0 {
-            self.make_room(wait_bytes(call));
+            self.make_room(self.most_of_wait(call));
         }
         let room = match wait {
             // The room of a call that has waited is counted already.

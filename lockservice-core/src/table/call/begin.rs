@@ -145,10 +145,10 @@ impl EngineState {
     /// Registers a call with its transaction, its ancestors and its table.
     fn register(&mut self, id: CallId) {
         let call = &self.calls[id];
-        self.txns.entry(call.txn).or_default().call = Some(id);
+        self.txns.get_or_new(call.txn, &mut self.bytes).call = Some(id);
         self.nested_calls += usize::from(!call.ancestors.is_empty());
         for ancestor in &call.ancestors[..call.linked] {
-            self.txns.entry(*ancestor).or_default().nested.push(id);
+            self.txns.get_or_new(*ancestor, &mut self.bytes).nested.push(id);
         }
         self.tables.get_mut(&call.table).expect("calls end with their table").calls.insert(id, ());
     }

@@ -5,11 +5,10 @@ use super::{CallId, EngineCall, Stage};
 use crate::error::{Error, Result};
 use crate::id::{TableId, TxnId};
 use crate::key::LockItem;
-use crate::table::holders::NONE;
+use crate::table::holder::NONE;
 use crate::table::release::RollBack;
 use crate::table::slices::Released;
 use crate::table::state::EngineState;
-use crate::table::txn::TxnHolds;
 use crate::table::types::Grant;
 
 impl EngineState {
@@ -39,7 +38,7 @@ impl EngineState {
             return None;
         }
         match self.discard(id) {
-            Stage::Done(outcome) => Some(outcome),
+            Stage::Done(outcome) => Some(outcome.map(|grant| *grant)),
             Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Failing(_) => None,
         }
     }
@@ -73,7 +72,7 @@ impl EngineState {
     /// Retires the entry of an item that a call did not get, unless others hold it or wait for it.
     pub(in crate::table) fn retire(&mut self, table: TableId, item: &LockItem) {
         if let Some(table) = self.tables.get_mut(&table) {
-            table.retire(item);
+            table.retire(item, &mut self.bytes);
         }
     }
 
@@ -118,7 +117,7 @@ impl EngineState {
         if matches!(call.stage, Stage::Moving | Stage::Failing(_)) {
             self.unfinished.remove(&call.position);
         }
-        call.stage = Stage::Done(outcome);
+        call.stage = Stage::Done(outcome.map(Box::new));
         call.changes = Vec::new();
         call.items = Vec::new();
         self.wake.extend(call.waker.take());
@@ -146,8 +145,6 @@ impl EngineState {
 
     /// Drops the record of a transaction that holds nothing and has no call.
     pub(in crate::table) fn forget_if_idle(&mut self, id: TxnId) {
-        if self.txns.get(&id).is_some_and(TxnHolds::is_idle) {
-            self.txns.remove(&id);
-        }
+        self.txns.forget_if_idle(id, &mut self.bytes);
     }
 }

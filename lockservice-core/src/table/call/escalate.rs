@@ -14,9 +14,9 @@
 use std::ops::Bound;
 
 use super::EngineCall;
-use super::limits::hold_bytes;
 use crate::key::{Key, KeyRange, LockItem, LockMode, compare_ends, compare_starts};
-use crate::table::holders::Holder;
+use crate::table::holder::Holder;
+use crate::table::memory::{held_bytes, hold_bytes};
 use crate::table::slices::Released;
 use crate::table::state::EngineState;
 use crate::table::types::ItemGrant;
@@ -30,15 +30,17 @@ impl EngineState {
     /// call's items. False, and nothing has changed, if that would have to wait, would not fit, or
     /// the table has no token.
     pub(super) fn escalate(&mut self, call: &mut EngineCall) -> bool {
-        let txn = self.txns.entry(call.txn).or_default();
-        if let Some(left) = txn.escalation_pause.checked_sub(1) {
+        if let Some(txn) = self.txns.get_mut(&call.txn)
+            && let Some(left) = txn.escalation_pause.checked_sub(1)
+        {
             txn.escalation_pause = left;
             return false;
         }
         let is_done = self.try_escalate(call);
-        let txn = self.txns.entry(call.txn).or_default();
-        let rows = txn.items_in(call.table).map_or(0, |held| held.len());
-        txn.escalation_pause = if is_done { 0 } else { rows / LOOK_ROWS };
+        if let Some(txn) = self.txns.get_mut(&call.txn) {
+            let rows = txn.items_in(call.table).map_or(0, |held| held.len());
+            txn.escalation_pause = if is_done { 0 } else { rows / LOOK_ROWS };
+        }
         is_done
     }
 
@@ -56,13 +58,12 @@ impl EngineState {
             self.retire(call.table, &item);
             return false;
         };
-        let bytes = hold_bytes(&item);
-        self.bytes += bytes;
-        let txn = self.txns.entry(call.txn).or_default();
-        let slot = txn.add(call.table, item.clone(), first_call, bytes);
+        self.bytes += hold_bytes(&item);
+        let txn = self.txns.get_or_new(call.txn, &mut self.bytes);
+        let slot = txn.add(call.table, item.clone(), first_call);
         let mut holder = Holder::pending(call.txn, slot, mode, first_call);
         holder.grant(token);
-        table.entry_or_new(&item).add(holder);
+        table.entry_or_new(&item, &mut self.bytes).add(holder);
         let replaced_count = replaced.len();
         for item in replaced {
             self.slice.spend();
@@ -128,11 +129,12 @@ impl EngineState {
 
     /// True if the range keeps the limits once the holds that it replaces are released.
     fn fits(&self, call: &EngineCall, item: &LockItem, replaced: &[LockItem]) -> bool {
-        let released = replaced.iter().map(hold_bytes).sum::<usize>();
-        let after = |bytes: usize| bytes + hold_bytes(item) - released;
+        let sum = |of: fn(&LockItem) -> usize| replaced.iter().map(of).sum::<usize>();
         let of_txn = self.txns.get(&call.txn).map_or(0, |txn| txn.bytes);
-        after(self.bytes) <= self.settings.lock_bytes_max
-            && after(of_txn) <= self.settings.txn_lock_bytes_max
+        // Others may share the entries of the rows, which stay then.
+        let most = self.most_of_hold(call, item);
+        self.bytes + most - sum(hold_bytes) <= self.settings.lock_bytes_max
+            && of_txn + held_bytes(item) - sum(held_bytes) <= self.settings.txn_lock_bytes_max
     }
 
     /// True if the range is free for the transaction: it conflicts with no holder, and with no

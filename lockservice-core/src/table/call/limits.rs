@@ -1,28 +1,51 @@
-//! The limits of the engine: estimates of memory, and the room that a wait needs.
+//! The limits of the engine: the room that a wait needs.
 
 use std::ops::Bound;
 
+use super::EngineCall;
 use super::refusal::exhausted;
-use super::{CallId, EngineCall};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::TxnId;
 use crate::key::{Key, LockItem, compare_ends};
+use crate::table::memory::{TXN_BYTES, call_bytes, entry_bytes, held_bytes, queue_bytes};
 use crate::table::state::EngineState;
-use crate::table::txn::TxnHolds;
-
-/// Keys up to this length lie inside of their items.
-const KEY_INLINE_MAX: usize = 22;
-
-/// Overhead of the heap allocator for a longer key, in bytes.
-const HEAP_BLOCK_BYTES: usize = 16;
 
 impl EngineState {
+    /// The limit that one more hold of a call's transaction would exceed, if there is one.
+    pub(super) fn limit_of_hold(&self, call: &EngineCall, item: &LockItem) -> Option<&'static str> {
+        let of_txn = self.txns.get(&call.txn).map_or(0, |txn| txn.bytes);
+        if self.bytes + self.most_of_hold(call, item) > self.settings.lock_bytes_max {
+            Some("lock_bytes_max")
+        } else if of_txn + held_bytes(item) > self.settings.txn_lock_bytes_max {
+            Some("txn_lock_bytes_max")
+        } else {
+            None
+        }
+    }
+
+    /// The most memory that one more hold of a call's transaction adds, in bytes.
+    pub(super) fn most_of_hold(&self, call: &EngineCall, item: &LockItem) -> usize {
+        held_bytes(item) + self.record_to_come(call)
+    }
+
+    /// The most memory that the wait of a call for its next item adds, or its wait for a token, in
+    /// bytes.
+    pub(super) fn most_of_wait(&self, call: &EngineCall) -> usize {
+        let of_item = |item: &LockItem| queue_bytes(item) + entry_bytes(item);
+        let of_call = call_bytes(&call.items, call.ancestors.len());
+        of_call + call.items.get(call.next).map_or(0, of_item) + self.record_to_come(call)
+    }
+
+    /// The memory of the record of a call's transaction, unless it is counted.
+    fn record_to_come(&self, call: &EngineCall) -> usize {
+        if self.txns.get(&call.txn).is_some() { 0 } else { TXN_BYTES }
+    }
+
     /// Fails if no more calls may wait, or the wait does not fit into memory.
     pub(super) fn check_room_to_wait(&self, call: &EngineCall) -> Result<()> {
         if self.waiting_calls >= self.settings.waiters_max {
             return Err(exhausted("waiters_max"));
         }
-        if self.bytes + wait_bytes(call) > self.settings.lock_bytes_max {
+        if self.bytes + self.most_of_wait(call) > self.settings.lock_bytes_max {
             return Err(exhausted("lock_bytes_max"));
         }
         Ok(())
@@ -33,12 +56,13 @@ impl EngineState {
     pub(super) fn check_worth_waiting(&self, call: &EngineCall) -> Result<()> {
         self.check_room_to_wait(call)?;
         let held = self.txns.get(&call.txn).map_or(0, |txn| txn.bytes);
+        let others = call_bytes(&call.items, call.ancestors.len()) + TXN_BYTES;
         let (txn_left, left) = (
             self.settings.txn_lock_bytes_max.saturating_sub(held),
-            self.settings.lock_bytes_max.saturating_sub(held + wait_bytes(call)),
+            self.settings.lock_bytes_max.saturating_sub(held + others),
         );
         // There is nearly always room for all items. Then the new ones need not be found.
-        let most = call.items[call.next..].iter().map(hold_bytes).sum::<usize>();
+        let most = call.items[call.next..].iter().map(held_bytes).sum::<usize>();
         if most <= txn_left.min(left) {
             return Ok(());
         }
@@ -70,52 +94,9 @@ impl EngineState {
             furthest = Some(item.end());
             let upgraded = table.entry(item).is_some_and(|entry| entry.holder(call.txn).is_some());
             if !upgraded && table.conflicts(item, call.txn, call.mode).covered.is_none() {
-                bytes += hold_bytes(item);
+                bytes += held_bytes(item);
             }
         }
         bytes
     }
-}
-
-/// Estimated memory of one hold with a short key, in bytes: the entry, the holder, and the slot in
-/// the list of the transaction.
-const HOLD_BYTES: usize = 240;
-
-/// Estimated memory of one wait without its items and ancestors, in bytes.
-const WAIT_BYTES: usize = 320;
-
-/// Estimated memory of a hold, in bytes. The entry and the transaction each store the key.
-pub(in crate::table) fn hold_bytes(item: &LockItem) -> usize {
-    HOLD_BYTES + 2 * item_heap_bytes(item)
-}
-
-/// Like [`hold_bytes`], for a row.
-pub(in crate::table) fn row_hold_bytes(key: &Key) -> usize {
-    HOLD_BYTES + 2 * key_heap_bytes(key)
-}
-
-/// Estimated memory of a wait, in bytes.
-pub(super) fn wait_bytes(call: &EngineCall) -> usize {
-    // The record of an ancestor may exist for this call alone.
-    let ancestors = call.ancestors.len() * (size_of::<(TxnId, TxnHolds)>() + size_of::<CallId>());
-    WAIT_BYTES
-        + ancestors
-        + call.items.iter().map(|item| size_of::<LockItem>() + item_heap_bytes(item)).sum::<usize>()
-}
-
-fn item_heap_bytes(item: &LockItem) -> usize {
-    let bound = |bound: Bound<&Key>| match bound {
-        Bound::Included(at) | Bound::Excluded(at) => key_heap_bytes(at),
-        Bound::Unbounded => 0,
-    };
-    match item {
-        LockItem::Row(key) => key_heap_bytes(key),
-        LockItem::Range(range) => bound(range.start()) + bound(range.end()),
-    }
-}
-
-/// The memory of a key outside of its item, in bytes.
-fn key_heap_bytes(key: &Key) -> usize {
-    let bytes = key.as_bytes().len();
-    if bytes > KEY_INLINE_MAX { bytes + HEAP_BLOCK_BYTES } else { 0 }
 }

@@ -8,7 +8,8 @@
 //! | `wait.rs` | its waits |
 //! | `end.rs` | its outcome, or its roll-back |
 //! | `escalate.rs` | the rows of a transaction become one range |
-//! | `limits.rs` | estimates of memory, and the room that a wait needs |
+//! | `conflict.rs` | the first conflict of a call |
+//! | `limits.rs` | the room that a wait needs |
 //! | `refusal.rs` | errors |
 //!
 //! ```text
@@ -28,6 +29,7 @@
 
 mod advance;
 mod begin;
+mod conflict;
 mod end;
 mod escalate;
 mod limits;
@@ -39,6 +41,7 @@ use std::task::Waker;
 
 use smallvec::SmallVec;
 
+use self::conflict::Conflict;
 use super::entry::Position;
 use super::types::{Commit, Grant, ItemGrant, WaitPolicy};
 use super::uncontended::HoldSeq;
@@ -48,7 +51,6 @@ use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::{Key, KeyRange, LockItem, LockMode};
 
 pub(super) use self::begin::put_in_order;
-pub(super) use self::limits::{hold_bytes, row_hold_bytes};
 pub(super) use self::refusal::{bind_changed, call_in_flight};
 
 /// The slot of a call. It is used again after the outcome of the call was taken.
@@ -82,7 +84,7 @@ pub(super) struct EngineCall {
     pub(super) without_token: usize,
     pub(super) waited: bool,
     /// The first conflicting holder or waiter that it met.
-    pub(super) conflict: Option<Blocker>,
+    pub(super) conflict: Option<Conflict>,
     /// What it has learned of the commits of those that it waited for.
     pub(super) prev_commit: Option<Commit>,
     /// The rows that it left out, because they were not free.
@@ -98,7 +100,7 @@ pub(super) struct EngineCall {
     pub(super) position: Position,
     pub(super) stage: Stage,
     pub(super) waker: Option<Waker>,
-    /// The memory that its wait was counted with, in bytes; 0 if it never waited.
+    /// The memory that it was counted with when its wait began, in bytes; 0 if it never waited.
     pub(super) bytes: usize,
 }
 
@@ -107,7 +109,6 @@ pub(super) type Ancestors = SmallVec<[TxnId; 1]>;
 
 /// The progress of a call.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "a call that waits ends with a grant nearly always")]
 pub(super) enum Stage {
     /// It waits for its next item.
     Waiting,
@@ -118,14 +119,24 @@ pub(super) enum Stage {
     /// It is rolled back, or is between two slices of that, and then ends with this error. Without
     /// an error its future is being dropped, and then removes it.
     Failing(Option<Error>),
-    /// It is over; the outcome was not taken yet.
-    Done(Result<Grant>),
+    /// It is over; the outcome was not taken yet. Most calls that are kept wait, so that a grant is
+    /// not a part of each of them.
+    Done(Result<Box<Grant>>),
 }
 
 impl EngineCall {
     /// The item that it waits for. Only for a call that waits.
     pub(super) fn item(&self) -> &LockItem {
         &self.items[self.next]
+    }
+
+    /// Notes that the next item was added to the holds of the transaction, or upgraded.
+    pub(super) fn note_change(&mut self, before: Option<(LockMode, FencingToken)>) {
+        if self.changes.capacity() == 0 {
+            // The grant keeps them, perhaps for long. It is not to keep more.
+            self.changes.reserve_exact(self.items.len() - self.next);
+        }
+        self.changes.push(ItemGrant { item: self.items[self.next].clone(), before });
     }
 
     /// The call as the blocker of another call, without the names, which the engine does not know.

@@ -34,7 +34,7 @@ pub(super) fn conflict(call: &EngineCall) -> Error {
     let error =
         Error::new(ErrorKind::Conflict, "a lock is not free: try again later, or wait for it");
     match &call.conflict {
-        Some(blocker) => error.with_detail(Detail::Blocked(blocker.clone())),
+        Some(first) => error.with_detail(Detail::Blocked(first.to_blocker(&call.items))),
         None => error,
     }
 }

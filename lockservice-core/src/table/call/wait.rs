@@ -2,11 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use super::limits::wait_bytes;
 use super::refusal::held_by_ancestor;
 use super::{CallId, EngineCall, Stage, is_range};
 use crate::id::TxnId;
 use crate::table::entry::{Entry, Position};
+use crate::table::memory::call_bytes;
 use crate::table::queue::merge;
 use crate::table::state::EngineState;
 use crate::table::steps::step;
@@ -42,7 +42,7 @@ impl EngineState {
     pub(super) fn count_wait(&mut self, id: CallId) {
         let call = &mut self.calls[id];
         if call.bytes == 0 {
-            call.bytes = wait_bytes(call);
+            call.bytes = call_bytes(&call.items, call.ancestors.len());
             self.bytes += call.bytes;
             self.waiting_calls += 1;
         }
@@ -62,7 +62,7 @@ impl EngineState {
         let call = &mut self.calls[id];
         call.position = position;
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
-        table.enqueue(call.item(), position, id, call.mode, self.commits);
+        table.enqueue((call.item(), call.mode), position, id, self.commits, &mut self.bytes);
     }
 
     /// Takes a call out of the queue in which it waits. The call learns of the commits that were
@@ -70,7 +70,7 @@ impl EngineState {
     /// [`LockTable::dequeue`](crate::table::lock_table::LockTable::dequeue).
     pub(in crate::table) fn dequeue(&mut self, call: &mut EngineCall) {
         let Some(table) = self.tables.get_mut(&call.table) else { return };
-        let learned = table.dequeue(call.item(), call.position, call.mode);
+        let learned = table.dequeue(call.item(), call.position, call.mode, &mut self.bytes);
         call.prev_commit = call.prev_commit.into_iter().chain(learned).reduce(merge);
     }
 

@@ -9,7 +9,7 @@ use crate::id::{FencingToken, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::table::entry::{Entry, Position};
 use crate::table::hash::IdMap;
-use crate::table::holders::Holder;
+use crate::table::holder::Holder;
 use crate::table::queue::CommitNumber;
 use crate::table::search::RequestKey;
 use crate::table::types::Commit;

@@ -17,9 +17,10 @@ use self::tokens::Tokens;
 use super::call::CallId;
 use super::entry::{Entry, Position};
 use super::hash::IdMap;
-use super::holders::Holder;
+use super::holder::Holder;
 use super::idle::{Quiet, Usage};
 use super::interval::IntervalMap;
+use super::memory::{entry_bytes, queue_bytes};
 use super::queue::CommitNumber;
 use super::types::Commit;
 use super::uncontended::{TablePlace, TablePlaces, TableRows};
@@ -111,13 +112,17 @@ impl LockTable {
         set.expect("the items in a transaction's list are held");
     }
 
-    /// The entry of an item, created if there is none. The caller puts a holder or a waiter into
-    /// it.
-    pub(super) fn entry_or_new(&mut self, item: &LockItem) -> &mut Entry {
+    /// The entry of an item, created and counted in `bytes` if there is none. The caller puts a
+    /// holder or a waiter into it.
+    pub(super) fn entry_or_new(&mut self, item: &LockItem, bytes: &mut usize) -> &mut Entry {
         match item {
-            LockItem::Row(key) => self.rows.entry(key.clone()).or_default(),
+            LockItem::Row(key) => self.rows.entry(key.clone()).or_insert_with(|| {
+                *bytes += entry_bytes(item);
+                Entry::default()
+            }),
             LockItem::Range(range) => {
                 if self.ranges.get(range).is_none() {
+                    *bytes += entry_bytes(item);
                     self.ranges.insert(range.clone(), Entry::default());
                 }
                 self.ranges.get_mut(range).expect("just inserted, if it was not there")
@@ -129,7 +134,7 @@ impl LockTable {
     /// there is an entry, or any range, which might cover the row.
     ///
     /// If the row `is_last` in its call, the holder gets the next token, if there is one. That
-    /// token is returned.
+    /// token is returned. The caller counts the entry.
     pub(super) fn take_free_row(
         &mut self,
         key: &Key,
@@ -149,7 +154,12 @@ impl LockTable {
     }
 
     /// Ends a hold. [Retires](Self::retire) an entry that is empty then.
-    pub(super) fn take_hold(&mut self, item: &LockItem, txn: TxnId) -> Option<Holder> {
+    pub(super) fn take_hold(
+        &mut self,
+        item: &LockItem,
+        txn: TxnId,
+        bytes: &mut usize,
+    ) -> Option<Holder> {
         match item {
             LockItem::Row(key) => {
                 let btree_map::Entry::Occupied(mut entry) = self.rows.entry(key.clone()) else {
@@ -158,21 +168,23 @@ impl LockTable {
                 let holder = entry.get_mut().take(txn);
                 if entry.get().is_empty() {
                     entry.remove();
-                    self.retire(item);
+                    *bytes -= entry_bytes(item);
+                    self.retire(item, bytes);
                 }
                 holder
             }
             LockItem::Range(range) => {
                 let holder = self.ranges.get_mut(range)?.take(txn);
-                self.retire(item);
+                self.retire(item, bytes);
                 holder
             }
         }
     }
 
     /// Removes an entry that has neither holders nor waiters.
-    pub(super) fn remove_if_empty(&mut self, item: &LockItem) {
+    pub(super) fn remove_if_empty(&mut self, item: &LockItem, bytes: &mut usize) {
         if self.entry(item).is_some_and(Entry::is_empty) {
+            *bytes -= entry_bytes(item);
             match item {
                 LockItem::Row(key) => drop(self.rows.remove(key)),
                 LockItem::Range(range) => drop(self.ranges.remove(range)),
@@ -183,20 +195,19 @@ impl LockTable {
     /// Puts a call into the queue of an item. It will learn of the commits after number `commits`.
     pub(super) fn enqueue(
         &mut self,
-        item: &LockItem,
+        (item, mode): (&LockItem, LockMode),
         position: Position,
         id: CallId,
-        mode: LockMode,
         commits: CommitNumber,
+        bytes: &mut usize,
     ) {
         self.waiting.insert(position, id);
-        let entry = self.entry_or_new(item);
+        let entry = self.entry_or_new(item, bytes);
         let is_first = entry.queue().is_none();
         entry.enqueue(position, id, mode, commits);
-        if let LockItem::Row(key) = item
-            && is_first
-        {
-            self.awaited_rows.insert(key.clone());
+        if is_first {
+            *bytes += queue_bytes(item);
+            self.awaited_rows.extend(item.as_row().cloned());
         }
     }
 
@@ -208,14 +219,15 @@ impl LockTable {
         item: &LockItem,
         position: Position,
         mode: LockMode,
+        bytes: &mut usize,
     ) -> Option<Commit> {
         self.waiting.remove(&position);
         let entry = self.entry_mut(item)?;
+        let had_queue = entry.queue().is_some();
         let learned = entry.dequeue(position, mode);
-        if let LockItem::Row(key) = item
-            && entry.queue().is_none()
-        {
-            self.awaited_rows.remove(key);
+        if had_queue && entry.queue().is_none() {
+            *bytes -= queue_bytes(item);
+            item.as_row().map(|key| self.awaited_rows.remove(key));
         }
         learned
     }

@@ -10,6 +10,7 @@ use crate::bind::Bind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::sync::{Mutex, MutexGuard};
+use crate::table::memory::shrink;
 
 /// A table that the engine serves, at one version. A cheap handle.
 ///
@@ -250,6 +251,7 @@ impl RowHolds {
         if released > Self::RELEASED_MAX && released > self.list.len() / 2 {
             let before = self.list.len();
             self.list.retain(|hold| hold.is_held(txn, places));
+            shrink(&mut self.list);
             // Those that were inflated are in the state.
             self.in_state |= before - self.list.len() > self.released;
             (self.released, self.released_in_state) = (0, 0);

@@ -5,10 +5,10 @@ use super::handles::{HoldRef, HoldSeq, RowHolds, TableHandle, TxnHandle};
 use super::shard::Inflated;
 use crate::id::{TableId, TxnId};
 use crate::key::{Key, KeyRange, LockItem};
-use crate::table::call::{hold_bytes, row_hold_bytes};
 use crate::table::engine::LockEngine;
-use crate::table::holders::Holder;
+use crate::table::holder::Holder;
 use crate::table::lock_table::LockTable;
+use crate::table::memory::{held_bytes, hold_bytes, row_bytes};
 use crate::table::state::EngineState;
 
 /// The state keeps this part of the tokens that are left when a shard draws some: one in so many.
@@ -58,7 +58,7 @@ impl LockEngine {
         }
         list.clear();
         (holds.released, holds.released_in_state) = (0, 0);
-        let of_call = items.iter().map(hold_bytes).sum::<usize>();
+        let of_call = items.iter().map(held_bytes).sum::<usize>();
         holds.state_bytes = self.bytes_in_state(txn.id()) + of_call;
         holds.take_seq()
     }
@@ -185,24 +185,29 @@ impl EngineState {
     }
 
     /// Adds a hold that left its shard, where the row is marked now.
+    ///
+    /// It takes more memory here. That is not refused, also beyond the limits: the transaction was
+    /// granted it, and it is another one that wants the row.
     fn add_inflated(&mut self, id: TableId, hold: Inflated) {
         let Inflated { key, txn, token, seq, mode } = hold;
-        let bytes = row_hold_bytes(&key);
+        // What it took in the shard is counted: it was on credit.
+        self.bytes -= row_bytes(&key);
         let item = LockItem::Row(key);
-        // Its memory is counted already: it was on credit.
-        let slot = self.txns.entry(txn).or_default().add(id, item.clone(), seq, bytes);
+        self.bytes += hold_bytes(&item);
+        let record = self.txns.get_or_new(txn, &mut self.bytes);
+        let slot = record.add(id, item.clone(), seq);
         let table = self.tables.get_mut(&id).expect("a hold ends with its table");
         let mut holder = Holder::pending(txn, slot, mode, seq);
         holder.grant(token);
-        table.entry_or_new(&item).add(holder);
+        table.entry_or_new(&item, &mut self.bytes).add(holder);
     }
 }
 
 impl LockTable {
     /// Removes an entry that has neither holders nor waiters. Takes the mark off an item that has
     /// no entry, so that it needs the state no more.
-    pub(in crate::table) fn retire(&mut self, item: &LockItem) {
-        self.remove_if_empty(item);
+    pub(in crate::table) fn retire(&mut self, item: &LockItem, bytes: &mut usize) {
+        self.remove_if_empty(item, bytes);
         if self.entry(item).is_some() {
             return;
         }

@@ -6,8 +6,8 @@ use crate::bind::Bind;
 use crate::clock::Time;
 use crate::id::{CommitTimestamp, FencingToken};
 use crate::key::{Key, LockItem, LockMode};
-use crate::table::call::row_hold_bytes;
 use crate::table::engine::LockEngine;
+use crate::table::memory::{reserve_one, row_bytes};
 use crate::table::types::{Grant, ItemGrant};
 
 /// A row that was locked at once.
@@ -70,7 +70,7 @@ impl LockEngine {
         mode: LockMode,
     ) -> Option<RowGrant> {
         let mut holds = txn.holds.lock();
-        let bytes = row_hold_bytes(key);
+        let bytes = row_bytes(key);
         if !table.is_of(self.places())
             || holds.closed
             || holds.in_flight > 0
@@ -92,6 +92,7 @@ impl LockEngine {
                 RowOutcome::Granted { slot, token } => {
                     holds.next = seq.next();
                     holds.bytes += bytes;
+                    reserve_one(&mut holds.list);
                     holds.list.push(HoldRef { place: table.place(), shard, slot, seq });
                     (token, true)
                 }

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `mod.rs` | this page |
 //! | `slab.rs` | the rows of a shard, in chunks that are given back |
+//! | `order.rs` | the slots of a shard in the order of their keys |
 //! | `shard.rs` | a part of a table's rows under one mutex, with tokens and memory on credit |
 //! | `rows.rs` | the shards of a table, its published ranges, what a grant says of its history |
 //! | `places.rs` | the places of tables, found without a reference count |
@@ -50,11 +51,12 @@
 //!    shard, what is left of the credit is dropped before the row is unmarked.
 //! 6. **Memory.** The bytes of all uncontended holds and the unused credit of all shards are part
 //!    of [`EngineState::bytes`](super::state::EngineState::bytes). Credit that is not used is
-//!    collected before a call fails for want of memory.
+//!    collected before a call fails for want of memory. A hold that is inflated changes its bytes
+//!    for those that it takes in the state, which are more; it is never refused that.
 //!
 //! # Ranges
 //! A table in which no range was ever requested has no index of ranges and no order of its rows.
-//! The first range makes each shard build one (`Shard::ordered`), which it then maintains. A range
+//! The first range makes each shard build one (`order.rs`), which it then maintains. A range
 //! is *published* before it looks at the rows:
 //!
 //! 1. The range enters the table's interval index.
@@ -85,6 +87,7 @@
 mod handles;
 mod inflate;
 mod lock_row;
+mod order;
 mod partial;
 mod places;
 mod rows;

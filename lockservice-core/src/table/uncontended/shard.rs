@@ -1,18 +1,18 @@
 //! A part of a table's rows under one mutex: those that are held without contention, and marks for
 //! those that the state decides about.
 
-use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 
 use hashbrown::HashTable;
 
 use super::handles::HoldSeq;
+use super::order::Order;
 use super::slab::{Row, RowState, Slab};
 use crate::bind::TokenBlock;
 use crate::guarded_map::KeyHasher;
 use crate::id::{BindVersion, FencingToken, TxnId};
 use crate::key::{Key, KeyRange, LockMode};
-use crate::table::call::row_hold_bytes;
+use crate::table::memory::row_bytes;
 
 /// Most tokens that a shard draws at once.
 const TOKENS_MAX: u64 = 1_024;
@@ -45,8 +45,8 @@ pub(super) struct Shard {
     pub(super) credit: usize,
     /// The number of published ranges of the table.
     ranges: usize,
-    /// The slots of its holds in key order, once the table had a range.
-    ordered: Option<BTreeMap<Key, u32>>,
+    /// The order of its holds, once the table had a range.
+    order: Option<Order>,
 }
 
 /// A request for a row.
@@ -93,7 +93,7 @@ impl Shard {
 
     /// Drops everything, and returns the memory of its holds with its credit, in bytes.
     pub(super) fn clear(&mut self) -> usize {
-        let held = self.holds().map(|row| row_hold_bytes(&row.key)).sum::<usize>();
+        let held = self.holds().map(|row| row_bytes(&row.key)).sum::<usize>();
         let bytes = held + self.credit;
         *self = Self::default();
         bytes
@@ -123,19 +123,24 @@ impl Shard {
         if let Ok(entry) = self.index.find_entry(hash, |at| *at == slot) {
             entry.remove();
         }
+        if let Some(order) = &mut self.order {
+            order.remove(slot, &self.rows);
+        }
         let row = self.rows.remove(slot);
         self.held -= usize::from(matches!(row.state, RowState::Held(_)));
-        if let Some(ordered) = &mut self.ordered {
-            ordered.remove(&row.key);
-            if self.ranges == 0 && self.rows.len() == 0 {
-                self.ordered = None;
-            }
-        }
+        self.forget_order();
         if self.index.capacity() > INDEX_KEPT && self.index.len() < self.index.capacity() / 8 {
             let rows = &self.rows;
             self.index.shrink_to(self.index.len() * 2, |slot| hasher.hash_one(rows.key(*slot)));
         }
         row
+    }
+
+    /// Drops the order of a shard without rows, of a table without ranges.
+    fn forget_order(&mut self) {
+        if self.ranges == 0 && self.rows.len() == 0 {
+            self.order = None;
+        }
     }
 
     /// Decides a request. While the table has published ranges, `is_in_range` says whether one of
@@ -174,8 +179,8 @@ impl Shard {
         let slot = self.insert(hash, row, hasher);
         self.held += 1;
         self.grants += 1;
-        if let Some(ordered) = &mut self.ordered {
-            ordered.insert(key.clone(), slot);
+        if let Some(order) = &mut self.order {
+            order.insert(slot, &self.rows);
         }
         RowOutcome::Granted { slot, token }
     }
@@ -197,7 +202,7 @@ impl Shard {
             return None;
         }
         let hash = hasher.hash_one(self.rows.key(slot));
-        let bytes = row_hold_bytes(&self.remove(hash, slot, hasher).key);
+        let bytes = row_bytes(&self.remove(hash, slot, hasher).key);
         self.credit += bytes;
         Some(bytes)
     }
@@ -271,8 +276,8 @@ impl Shard {
         self.held -= 1;
         let Row { key, txn, token, seq, .. } = row;
         let hold = Inflated { key: key.clone(), txn: *txn, token: *token, seq: *seq, mode };
-        if let Some(ordered) = &mut self.ordered {
-            ordered.remove(&hold.key);
+        if let Some(order) = &mut self.order {
+            order.remove(slot, &self.rows);
         }
         Some(hold)
     }
@@ -281,15 +286,11 @@ impl Shard {
     pub(super) fn publish(&mut self, range: &KeyRange) -> Vec<Inflated> {
         self.ranges += 1;
         let rows = &self.rows;
-        let ordered = self.ordered.get_or_insert_with(|| {
+        let order = self.order.get_or_insert_with(|| {
             let held = rows.from(0).filter(|(_, row)| matches!(row.state, RowState::Held(_)));
-            held.map(|(slot, row)| (row.key.clone(), slot)).collect()
+            Order::of(held.map(|(slot, _)| slot).collect(), rows)
         });
-        let within: Vec<u32> = ordered
-            .range((range.start().cloned(), range.end().cloned()))
-            .map(|(_, slot)| *slot)
-            .collect();
-        within.into_iter().filter_map(|slot| self.inflate_slot(slot)).collect()
+        order.within(range, rows).into_iter().filter_map(|slot| self.inflate_slot(slot)).collect()
     }
 
     /// Uncounts a range. The shard's credit of tokens is dropped if tokens up to `last` were
@@ -297,9 +298,7 @@ impl Shard {
     pub(super) fn unpublish(&mut self, last: FencingToken) {
         self.ranges -= 1;
         self.drop_tokens_up_to(last);
-        if self.ranges == 0 && self.rows.len() == 0 {
-            self.ordered = None;
-        }
+        self.forget_order();
     }
 
     /// Takes the mark off a row. `last` is as with [`unpublish`](Self::unpublish).
