@@ -121,6 +121,16 @@ impl Error {
         self.0.leader_epoch
     }
 
+    /// About how much memory it takes, in bytes, without its detail and its source.
+    pub(crate) fn bytes(&self) -> usize {
+        /// Overhead of the heap allocator for one block.
+        const BLOCK: usize = 16;
+        let texts = self.0.context.iter().map(|(name, value)| name.len() + value.len() + 2 * BLOCK);
+        let places = self.0.context.capacity() * size_of::<(String, String)>() + BLOCK;
+        let context = texts.reduce(|a, b| a + b).map_or(0, |texts| texts + places);
+        size_of::<ErrorDetails>() + self.0.message.len() + 2 * BLOCK + context
+    }
+
     /// The whole cycle of a [`ErrorKind::Deadlock`].
     pub fn deadlock(&self) -> Option<&[DeadlockEdge]> {
         match self.detail() {

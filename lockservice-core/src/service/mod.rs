@@ -320,3 +320,17 @@ impl LockService {
         Stopped { confirmed, resigned }
     }
 }
+
+/// For tests of what is called memory.
+#[cfg(any(test, feature = "testing"))]
+impl LockService {
+    /// The estimated memory of queued operations and unacknowledged responses, in bytes.
+    pub fn kept_bytes(&self) -> usize {
+        self.inner.quota.kept_bytes()
+    }
+
+    /// The estimated memory of all locks and waits, in bytes.
+    pub fn lock_bytes(&self) -> usize {
+        self.inner.engine.bytes()
+    }
+}

@@ -105,6 +105,12 @@ impl Quota {
         Ok(())
     }
 
+    /// The bytes that are kept.
+    #[cfg(any(test, feature = "testing"))]
+    pub(in crate::service) fn kept_bytes(&self) -> usize {
+        self.kept_bytes.load(Relaxed)
+    }
+
     fn remove_session(&self) {
         self.sessions.fetch_sub(1, Relaxed);
     }

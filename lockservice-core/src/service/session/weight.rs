@@ -1,21 +1,37 @@
-//! The estimated memory of an operation of a session, or of its response. The constant covers the
-//! heap blocks of names, which are shared, and the slack of collections.
+//! The estimated memory of an operation of a session, or of its response.
+//!
+//! The response is what the process uses, within a fifth, in transactions that keep many of them:
+//! `tests/service_bounds.rs` measures that with a counting allocator. An operation that is queued
+//! or waits is counted with the most that its response can take: that has its room when it comes.
 
 use std::ops::Bound;
 
 use crate::error::Error;
 use crate::key::{Key, LockItem};
-use crate::service::{LockSpec, OpResponse, Operation};
+use crate::service::{Granted, LockSpec, OpResponse, Operation};
 use crate::table::{Grant, ItemGrant};
 
-/// The memory of every operation of any kind: its places in the queue's maps, its waiting callers,
-/// its response without items.
-pub(in crate::service) const OPERATION: usize = 512;
+/// Overhead of the heap allocator for one block, in bytes.
+const BLOCK: usize = 16;
+
+/// The memory of an operation that is queued or waits: its place in the queue, its callers, its
+/// timer.
+const QUEUED: usize = 512;
+
+/// The place of a response in the queue's map of those.
+const RESPONSE: usize = 38;
+
+/// The most memory that an operation that is no lock takes while it runs, and that its response
+/// will take.
+pub(in crate::service) const OPERATION: usize = QUEUED + RESPONSE;
+
+/// Items that are kept once more for the calls that rely on them: their place in the queue's map.
+const RELIED: usize = 100;
 
 /// Keys up to this length lie in their items.
 const KEY_INLINE_MAX: usize = 22;
 
-/// The most memory that `operation`, and later its response, will take.
+/// The most memory that `operation` takes, and that its response will take.
 pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
     let items: &[LockItem] = match operation {
         Operation::Lock(spec) => return of_lock(spec),
@@ -26,29 +42,32 @@ pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
         | Operation::RollBackTo(_) => &[],
         Operation::Refuse(why) => return OPERATION + of_error(why),
     };
-    OPERATION + items.iter().map(of_requested).sum::<usize>()
+    OPERATION + items.iter().map(of_item).sum::<usize>()
 }
 
-/// The most memory that a lock request, and later its grant, will take.
+/// The most memory that a lock request takes, and that its grant will take.
 pub(in crate::service) fn of_lock(spec: &LockSpec) -> usize {
-    let items = spec.items.iter().map(of_requested).sum::<usize>();
-    OPERATION + size_of_val(&*spec.ancestors) + items
+    let granted = |item: &LockItem| of_item(item) + size_of::<ItemGrant>() + keys(item);
+    let items = spec.items.iter().map(granted).sum::<usize>();
+    OPERATION + GRANTED + size_of_val(&*spec.ancestors) + items
 }
 
-/// The memory of an item as it was requested, and as it was granted.
-fn of_requested(item: &LockItem) -> usize {
-    size_of::<LockItem>() + size_of::<ItemGrant>() + 2 * keys(item)
+fn of_item(item: &LockItem) -> usize {
+    size_of::<LockItem>() + keys(item)
 }
 
 /// The memory of the response.
 pub(in crate::service) fn of_response(response: &Result<OpResponse, Error>) -> usize {
-    OPERATION
+    RESPONSE
         + match response {
-            Ok(OpResponse::Locked(granted)) => of_grant(&granted.grant),
+            Ok(OpResponse::Locked(granted)) => GRANTED + of_grant(&granted.grant),
             Ok(OpResponse::Done { .. } | OpResponse::Savepoint(_)) => 0,
             Err(why) => of_error(why),
         }
 }
+
+/// A grant without its items, in a block with two counts, and the block of the items.
+const GRANTED: usize = size_of::<Granted>() + 2 * size_of::<usize>() + 2 * BLOCK;
 
 /// The keys of a grant.
 fn of_grant(grant: &Grant) -> usize {
@@ -64,7 +83,7 @@ fn of_grant(grant: &Grant) -> usize {
 
 /// The memory of items that are kept once more.
 pub(in crate::service) fn of_items(items: &[LockItem]) -> usize {
-    items.iter().map(|item| size_of::<LockItem>() + keys(item)).sum()
+    RELIED + items.iter().map(of_item).sum::<usize>()
 }
 
 /// The cycle of a deadlock can be long, and so can the key that is not free.
@@ -73,10 +92,11 @@ fn of_error(error: &Error) -> usize {
     let edges = cycle
         .iter()
         .map(|edge| size_of_val(edge) + edge.item.len() + edge.label.len() + edge.client.len());
-    edges.sum::<usize>()
+    let detail = edges.sum::<usize>()
         + error
             .blocker()
-            .map_or(0, |at| size_of_val(at) + keys(&at.item) + at.label.len() + at.client.len())
+            .map_or(0, |at| keys(&at.item) + at.label.len() + at.client.len() + 2 * BLOCK);
+    error.bytes() + detail
 }
 
 fn keys(item: &LockItem) -> usize {
@@ -95,5 +115,5 @@ fn of_bound(bound: Bound<&Key>) -> usize {
 
 fn of_key(key: &Key) -> usize {
     let bytes = key.as_bytes().len();
-    if bytes <= KEY_INLINE_MAX { 0 } else { bytes }
+    if bytes <= KEY_INLINE_MAX { 0 } else { bytes + BLOCK }
 }

@@ -12,6 +12,9 @@ use crate::id::Sequence;
 #[derive(Debug)]
 pub(super) struct InOrder<T>(VecDeque<(Sequence, T)>);
 
+/// The length from which on it grows by a quarter.
+const MANY: usize = 16;
+
 impl<T> InOrder<T> {
     pub(super) const fn new() -> Self {
         Self(VecDeque::new())
@@ -48,7 +51,10 @@ impl<T> InOrder<T> {
             Ok(at) => self.0[at].1 = value,
             Err(at) => {
                 if self.0.len() == self.0.capacity() {
-                    self.0.reserve_exact(self.0.len().max(1));
+                    // Not by doubling: the responses of a client that never acknowledges are many.
+                    let len = self.0.len();
+                    let more = if len < MANY { len / 2 } else { len / 4 };
+                    self.0.reserve_exact(more.max(1));
                 }
                 self.0.insert(at, (sequence, value));
             }
