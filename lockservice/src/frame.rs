@@ -5,7 +5,8 @@
 //! the operations in them, and each is decoded for itself, into a message that is used again;
 //! [`push`] appends an operation to the frame that goes out.
 //!
-//! A frame on the wire is a `ClientFrame` or a `ServerFrame`: operations as field 1, nothing else.
+//! A frame on the wire is a `ClientFrame` or a `ServerFrame`: operations as field 1, and in the
+//! latter the number of quiet operations that are done.
 
 use std::ops::Range;
 
@@ -24,6 +25,8 @@ pub(crate) const SESSION_PATH: &str = "/lockservice.v1.Locks/Session";
 /// The number of `ops` in either frame, and of `id` in either operation.
 const OPS: u32 = 1;
 const ID: u32 = 1;
+/// The number of `quiet_done` in a `ServerFrame`.
+const QUIET_DONE: u32 = 2;
 
 /// Hands frames over as they are. The transport bounds their size.
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,11 +101,20 @@ impl Op<'_> {
 pub(crate) struct Ops {
     frame: Bytes,
     at: usize,
+    #[cfg_attr(not(feature = "client"), allow(dead_code, reason = "only a client reads it"))]
+    quiet_done: u64,
 }
 
 impl Ops {
     pub(crate) fn of(frame: Bytes) -> Self {
-        Self { frame, at: 0 }
+        Self { frame, at: 0, quiet_done: 0 }
+    }
+
+    /// How many quiet operations of the stream the frame says are done; 0 if it says nothing. To be
+    /// read when all operations were.
+    #[cfg(any(feature = "client", test))]
+    pub(crate) fn quiet_done(&self) -> u64 {
+        self.quiet_done
     }
 
     /// The next one. After an error nothing follows.
@@ -115,6 +127,9 @@ impl Ops {
                 Ok((OPS, Some(Field::Bytes(whole)), end)) => {
                     self.at = end;
                     return Some(read_op(&self.frame, whole));
+                }
+                Ok((QUIET_DONE, Some(Field::Number(done)), end)) => {
+                    (self.quiet_done, self.at) = (done, end);
                 }
                 // Of a later version.
                 Ok((_, _, end)) => self.at = end,
@@ -180,6 +195,12 @@ fn too_short() -> Error {
         ErrorKind::InvalidArgument,
         "the frame is malformed: is the other side made from this proto file?",
     )
+}
+
+/// Says in a frame that the first `done` quiet operations of its stream are done.
+#[cfg(any(feature = "server", test))]
+pub(crate) fn push_quiet_done(frame: &mut BytesMut, done: u64) {
+    prost::encoding::uint64::encode(QUIET_DONE, &done, frame);
 }
 
 /// Appends an operation to a frame.
@@ -257,7 +278,12 @@ mod tests {
         };
         let mut out = BytesMut::new();
         push(&mut out, &done);
-        assert_eq!(out, proto::ServerFrame { ops: vec![done] }.encode_to_vec());
+        push_quiet_done(&mut out, 300);
+        let frame = proto::ServerFrame { ops: vec![done], quiet_done: 300 };
+        assert_eq!(out, frame.encode_to_vec());
+        let mut ops = Ops::of(out.freeze());
+        assert!(ops.next().is_some_and(|op| op.is_ok()) && ops.next().is_none());
+        assert_eq!(ops.quiet_done(), 300);
     }
 
     #[cfg(feature = "client")]

@@ -220,9 +220,9 @@ impl ClusterSession {
         Ok(Arc::clone(known.away.entry(address.to_owned()).or_default()))
     }
 
-    /// Adds no more nodes, and ends every session on this side. Returns the sessions whose servers
-    /// do not know that yet.
-    fn shut(&self) -> Vec<Arc<Handle>> {
+    /// Adds no more nodes. Returns the sessions, which are ended on this side at the latest when
+    /// that is dropped.
+    fn closing(&self) -> ClosingSessions {
         let slots: Vec<Away> = {
             let mut known = self.known.lock();
             known.closed = true;
@@ -233,13 +233,15 @@ impl ClusterSession {
             // A call that is just opening one finds the session closed and drops it.
             handles.extend(slot.try_lock().ok().and_then(|mut slot| slot.take()));
         }
-        handles.retain(|handle| handle.shared.shut() != Closing::Closed);
-        handles
+        ClosingSessions(handles)
     }
 
     /// See [`Session::close`](super::Session::close).
     pub(super) async fn close(&self) -> Result<()> {
-        let handles = self.shut();
+        let mut closing = self.closing();
+        // Releases that were sent and not waited for may carry a commit.
+        futures::future::join_all(closing.0.iter().map(|handle| handle.shared.flush())).await;
+        let handles = closing.shut();
         let outcomes =
             futures::future::join_all(handles.iter().map(|handle| handle.shared.give_up())).await;
         outcomes.into_iter().collect()
@@ -247,7 +249,7 @@ impl ClusterSession {
 
     /// See [`Session::leave`](super::Session::leave).
     pub(super) async fn leave(&self, still_running: &str) -> Result<()> {
-        let handles = self.shut();
+        let handles = self.closing().shut();
         let outcomes = futures::future::join_all(
             handles.iter().map(|handle| handle.shared.leave(still_running)),
         )
@@ -257,6 +259,24 @@ impl ClusterSession {
 
     /// See [`Session::abandon`](super::Session::abandon).
     pub(super) fn abandon(&self) {
+        drop(self.closing());
+    }
+}
+
+/// The sessions of a [`ClusterSession`] that ends.
+struct ClosingSessions(Vec<Arc<Handle>>);
+
+impl ClosingSessions {
+    /// Ends every session on this side. Returns those whose servers do not know that yet.
+    fn shut(&mut self) -> Vec<Arc<Handle>> {
+        let mut handles = std::mem::take(&mut self.0);
+        handles.retain(|handle| handle.shared.shut() != Closing::Closed);
+        handles
+    }
+}
+
+impl Drop for ClosingSessions {
+    fn drop(&mut self) {
         drop(self.shut());
     }
 }

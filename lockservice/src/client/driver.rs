@@ -12,6 +12,7 @@ use tonic::client::Grpc;
 use tonic::codegen::http;
 use tonic::{Request, Status, Streaming};
 
+use super::backoff::Backoff;
 use super::connect::{Node, RESPONSE_BYTES_MAX};
 use super::node_session::{Closing, Handle, Info, SessionShared, deadline_passed};
 use super::outbox::{OpId, Outbox, ResponseEffect};
@@ -22,8 +23,6 @@ use crate::convert::{error_from_proto, from_status, millis_up};
 use crate::frame::{self, FrameCodec, Ops, SESSION_PATH};
 use crate::{codec, proto};
 
-/// The first and the longest pause between two attempts to connect again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// The clock is read at least this often: timers do not count suspend.
 const TICK_MAX: Duration = Duration::from_secs(1);
 
@@ -35,28 +34,6 @@ struct Connected {
     /// The time before the greeting was sent, from which its promise counts (P2).
     sent: Time,
     _counted: StreamChannel,
-}
-
-/// The pauses between attempts to connect again: none before the first, then longer and longer
-/// ones. A stream that was welcomed and ends at once counts as a failed attempt too.
-#[derive(Debug, Default)]
-struct Backoff(Duration);
-
-impl Backoff {
-    /// A stream lived for `lived`.
-    fn lived(&mut self, lived: Duration) {
-        if lived >= BACKOFF.1 {
-            self.0 = Duration::ZERO;
-        }
-    }
-
-    /// The pause before the next attempt. It is shortened at random, so that not all clients come
-    /// at once.
-    fn next(&mut self) -> Duration {
-        let pause = self.0.mul_f64(rand::random_range(0.5..1.0));
-        self.0 = (self.0 * 2).clamp(BACKOFF.0, BACKOFF.1);
-        pause
-    }
 }
 
 /// The end of a stream.
@@ -197,10 +174,18 @@ async fn run(shared: Arc<SessionShared>, mut connected: Connected) {
         shared.outbox.close();
         std::future::pending::<()>().await;
     };
+    let mut session = pin!(session);
     let closing = tokio::select! {
         closing = over => closing.map_or(Closing::Closed, |closing| *closing),
-        () = session => Closing::Closed,
+        () = &mut session => Closing::Closed,
     };
+    if closing == Closing::Dropped {
+        // Its last releases, which may carry a commit.
+        tokio::select! {
+            () = shared.flush() => {}
+            () = &mut session => {}
+        }
+    }
     shared.outbox.close();
     if closing == Closing::Dropped {
         // The session is not used any more, so all of its work has stopped (P5).
@@ -289,6 +274,9 @@ async fn take_frame(
             Err(e) => return Err(broken(shared, e)),
         }
     }
+    if ops.quiet_done() > 0 {
+        shared.outbox.quiet_done(ops.quiet_done());
+    }
     if let Some((sent, promised)) = promise
         && shared.promised(sent, promised)
     {
@@ -376,24 +364,5 @@ async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Option<Connect
             return None;
         }
         tracing::debug!(error = ?error, "could not resume the session; trying again");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn streams_that_end_at_once_are_tried_again_more_and_more_slowly() {
-        let mut backoff = Backoff::default();
-        assert_eq!(backoff.next(), Duration::ZERO, "a stream that lived is replaced at once");
-        let mut waited = Duration::ZERO;
-        for _ in 0..20 {
-            backoff.lived(Duration::from_millis(1));
-            waited += backoff.next();
-        }
-        assert!(waited >= BACKOFF.1 * 6, "{waited:?}");
-        backoff.lived(BACKOFF.1);
-        assert_eq!(backoff.next(), Duration::ZERO);
     }
 }

@@ -42,7 +42,8 @@
 //! | `txn` | [`ClientTxn`], [`TxnSavepoint`], [`LockGuard`], [`Ended`] |
 //! | `follow` | the way of a lock call to the owner of its table |
 //! | `outbox`, `stream` | operations without a response; the request side of a stream |
-//! | `driver`, `responses` | the task behind a session: renewals, new connections; the responses |
+//! | `driver`, `backoff` | the task behind a session: renewals, new connections; their pauses |
+//! | `responses` | the responses of a stream, as they are read |
 //! | `allocator`, `admin` | validation of commits; lists and calls for operators |
 //!
 //! The way of a lock call: `session` or `txn`, `txn/call` (a permit), `outbox` (encoded, a place in
@@ -74,6 +75,7 @@
 
 mod admin;
 mod allocator;
+mod backoff;
 mod builder;
 mod cluster_session;
 mod connect;

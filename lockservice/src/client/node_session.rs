@@ -12,6 +12,9 @@ use super::connect::Node;
 use super::outbox::Outbox;
 use crate::proto;
 
+/// The longest time that the end of a session takes to send its last releases.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+
 /// Dropped with the last user of a session.
 #[derive(Debug)]
 pub(super) struct Handle {
@@ -143,6 +146,18 @@ impl SessionShared {
 
     pub(super) fn cluster_session(&self) -> Option<Arc<ClusterSession>> {
         self.cluster_session.get().and_then(Weak::upgrade)
+    }
+
+    /// Waits until the releases that were put in have arrived, if there is a stream. Nothing else
+    /// is put in from here on.
+    ///
+    /// # Cancel safety
+    /// The releases are sent all the same.
+    pub(super) async fn flush(&self) {
+        let Some(arrived) = self.outbox.flush() else { return };
+        // Either outcome ends the wait: what did not arrive is released with the session.
+        let longest = FLUSH_MAX.min(self.node.client.parts.call_timeout);
+        drop(tokio::time::timeout(longest, arrived).await);
     }
 
     /// Ends the session on this side, without a message to the server. Returns its former state.

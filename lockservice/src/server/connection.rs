@@ -5,21 +5,19 @@
 //! no others. A client that never reads is cut after a while, and its session lapses by its TTL
 //! unless it comes back.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use futures::FutureExt as _;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use lockservice_core::service::{
-    Attachment, OpResponse, Operation, Pending, Quota, Session, TxnOp,
-};
+use lockservice_core::service::{Attachment, Operation, Quota, Session, TxnOp};
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::operation::{OpReader, Requested, Responses, bytes_of, invalid};
+use super::operation::{OpReader, ReadOp, Requested, Responses, bytes_of, invalid};
+use super::quiet::{QuietOps, QuietPlace};
+use super::under_way::{Decided, UnderWay};
 use crate::frame::{self, Ops};
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
 use crate::server::{ServerSettings, ServiceHost};
@@ -67,14 +65,14 @@ pub(crate) async fn run(
     let session = match open(&host, &settings, quota, hello) {
         Ok((session, welcome)) => {
             responses.push(id, Wire::Welcome(welcome));
-            if out.send(Ok(responses.take())).await.is_err() {
+            if out.send(Ok(responses.take(0))).await.is_err() {
                 return;
             }
             session
         }
         Err(e) => {
             responses.push_error(id, &e);
-            let _ = out.send(Ok(responses.take())).await;
+            let _ = out.send(Ok(responses.take(0))).await;
             return;
         }
     };
@@ -84,6 +82,7 @@ pub(crate) async fn run(
         settings,
         reader: OpReader::new(settings.items_per_request_max),
         under_way: FuturesUnordered::new(),
+        quiet: QuietOps::default(),
         responses,
         out,
         over: false,
@@ -135,27 +134,12 @@ pub(crate) fn open(
     Ok((session, welcome))
 }
 
-/// An operation that was not decided at once.
-#[derive(Debug)]
-struct UnderWay {
-    id: u64,
-    pending: Pending,
-}
-
-impl Future for UnderWay {
-    type Output = (u64, Result<OpResponse>);
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let id = self.id;
-        self.pending.poll_unpin(cx).map(|result| (id, result))
-    }
-}
-
 struct Stream {
     session: Session,
     settings: ServerSettings,
     reader: OpReader,
     under_way: FuturesUnordered<UnderWay>,
+    quiet: QuietOps,
     responses: Responses,
     out: Frames,
     /// The client said goodbye, or does not read, or sends what cannot be read.
@@ -179,9 +163,9 @@ impl Stream {
         loop {
             // Everything that is ready by now rides in the next frame.
             while self.responses.count() < OPS_PER_FRAME_MAX
-                && let Some(Some((id, result))) = self.under_way.next().now_or_never()
+                && let Some(Some(decided)) = self.under_way.next().now_or_never()
             {
-                self.responses.push_result(id, result);
+                self.decided(decided);
             }
             if !self.flush().await || self.over {
                 return;
@@ -205,8 +189,8 @@ impl Stream {
                     let notice = proto::ShuttingDown { grace_ms };
                     self.notice(proto::notice::Notice::ShuttingDown(notice));
                 }
-                Some((id, result)) = self.under_way.next(), if !self.under_way.is_empty() => {
-                    self.responses.push_result(id, result);
+                Some(decided) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.decided(decided);
                 }
                 Some(waiting) = notices.next() => {
                     for waiting in waiting.iter().filter_map(convert::waiting_to_proto) {
@@ -273,12 +257,15 @@ impl Stream {
             }
             let Some(op) = ops.next() else { return };
             let read = op.and_then(|op| Ok((op.id, self.reader.read(&op)?)));
+            let read = read.map(|(id, ReadOp { requested, quiet })| {
+                (id, quiet.then(|| self.quiet.arrive()), requested)
+            });
             match read {
-                Ok((id, Requested::Goodbye)) => self.goodbye(id).await,
-                Ok((id, Requested::Txn(txn, operation))) => self.submit(id, txn, operation),
-                Ok((id, Requested::Large(op))) => self.large(id, op),
-                Ok((id, Requested::Heartbeat(heartbeat))) => self.heartbeat(id, heartbeat),
-                Ok((id, Requested::Refused(e))) => self.responses.push_error(id, &e),
+                Ok((id, _, Requested::Goodbye)) => self.goodbye(id).await,
+                Ok((id, quiet, Requested::Txn(txn, op))) => self.submit(id, quiet, txn, op),
+                Ok((id, quiet, Requested::Large(op))) => self.large(id, quiet, op),
+                Ok((id, _, Requested::Heartbeat(heartbeat))) => self.heartbeat(id, heartbeat),
+                Ok((id, _, Requested::Refused(e))) => self.responses.push_error(id, &e),
                 // Nothing after it can be understood.
                 Err(e) => {
                     self.flush().await;
@@ -290,11 +277,11 @@ impl Stream {
     }
 
     /// Takes an operation in whose message is large. It is counted until it was taken in.
-    fn large(&mut self, id: u64, op: Op) {
+    fn large(&mut self, id: u64, quiet: Option<QuietPlace>, op: Op) {
         let session = self.session.clone();
         let held = session.hold_frame(bytes_of(&op));
         match self.reader.operation(op, held.as_ref().err()) {
-            Ok((txn, operation)) => self.submit(id, txn, operation),
+            Ok((txn, operation)) => self.submit(id, quiet, txn, operation),
             Err(e) => self.responses.push_error(id, &e),
         }
     }
@@ -317,16 +304,16 @@ impl Stream {
         self.session.close().await;
         self.over = true;
         // The operations under way are over with the session, and their callers learn that.
-        while let Some((id, result)) = self.under_way.next().await {
+        while let Some(decided) = self.under_way.next().await {
             if self.responses.count() >= OPS_PER_FRAME_MAX && !self.flush().await {
                 return;
             }
-            self.responses.push_result(id, result);
+            self.decided(decided);
         }
         self.responses.push(id, Wire::Done(proto::Done::default()));
     }
 
-    fn submit(&mut self, id: u64, txn: TxnOp, operation: Operation) {
+    fn submit(&mut self, id: u64, quiet: Option<QuietPlace>, txn: TxnOp, operation: Operation) {
         // Only waits are refused at the bound: an unlock makes room.
         if self.under_way.len() >= self.settings.ops_under_way_max
             && matches!(operation, Operation::Lock(_))
@@ -342,11 +329,28 @@ impl Stream {
             self.responses.push_error(id, &error);
             return;
         }
-        let mut pending = self.session.submit(txn, operation);
+        let mut pending = match quiet {
+            Some(_) => self.session.submit_quiet(txn, operation),
+            None => self.session.submit(txn, operation),
+        };
         match (&mut pending).now_or_never() {
+            // The number of those that are done says it.
+            Some(Ok(_)) if quiet.is_some() => {}
             Some(result) => self.responses.push_result(id, result),
-            None => self.under_way.push(UnderWay { id, pending }),
+            None => {
+                if let Some(place) = quiet {
+                    self.quiet.wait(place);
+                }
+                self.under_way.push(UnderWay { id, pending, quiet });
+            }
         }
+    }
+
+    fn decided(&mut self, decided: Decided) {
+        if let Some(place) = decided.quiet {
+            self.quiet.decided(place);
+        }
+        self.responses.push_result(decided.id, decided.result);
     }
 
     fn notice(&mut self, notice: proto::notice::Notice) {
@@ -358,7 +362,7 @@ impl Stream {
         if self.responses.count() == 0 {
             return true;
         }
-        let frame = self.responses.take();
+        let frame = self.responses.take(self.quiet.done());
         let sent = match self.out.try_send(Ok(frame)) {
             // Only one that has to wait needs a timer.
             Err(mpsc::error::TrySendError::Full(frame)) => {

@@ -17,7 +17,8 @@
 //! | `incoming`, `caller`, `calls` | bounds: connections, quotas of callers, calls |
 //! | `gate`, `deadline` | callers of other clusters are refused; calls end in time |
 //! | `locks` | the API `Locks`: its unary calls |
-//! | `session_stream`, `connection`, `operation` | the session stream: as a call, its life, its messages |
+//! | `session_stream`, `connection` | the session stream: as a call; its life |
+//! | `operation`, `under_way`, `quiet` | its messages; those that wait, or need no response |
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
 
 mod admin;
@@ -35,10 +36,12 @@ mod locks;
 mod operation;
 mod peer;
 mod peer_server;
+mod quiet;
 mod serving;
 mod session_stream;
 mod settings;
 mod slot;
+mod under_way;
 
 use std::future::Future;
 

@@ -19,6 +19,13 @@ const MESSAGE_BYTES_SMALL: usize = 4 << 10;
 const LOCK: u32 = 4;
 const END: u32 = 8;
 
+/// An operation of a stream.
+pub(super) struct ReadOp {
+    pub(super) requested: Requested,
+    /// It has a response only if it fails or waits.
+    pub(super) quiet: bool,
+}
+
 /// The request of an operation of a stream.
 #[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
 pub(super) enum Requested {
@@ -48,7 +55,8 @@ impl OpReader {
 
     /// Reads an operation. Fails with `InvalidArgument` if it is malformed, or has too many parts:
     /// then the stream is of no use any more.
-    pub(super) fn read(&mut self, op: &frame::Op<'_>) -> Result<Requested> {
+    pub(super) fn read(&mut self, op: &frame::Op<'_>) -> Result<ReadOp> {
+        let mut quiet = false;
         let small = op.kind().filter(|(_, length)| *length <= MESSAGE_BYTES_SMALL);
         let requested = match small {
             Some((LOCK, _)) => {
@@ -57,18 +65,30 @@ impl OpReader {
                 lock_operation(&mut self.lock, self.items_max, &mut self.tables)
             }
             Some((END, _)) => {
-                end_operation(proto::EndOp::decode(op.message()).map_err(codec::malformed)?)
+                let end = proto::EndOp::decode(op.message()).map_err(codec::malformed)?;
+                quiet = end.quiet;
+                end_operation(end)
             }
             _ => match codec::decode::<proto::ClientOp>(op.whole())?.op {
                 None => Err(invalid("the operation is empty, or newer than this server")),
-                Some(Op::Heartbeat(heartbeat)) => return Ok(Requested::Heartbeat(heartbeat)),
-                Some(Op::Goodbye(_)) => return Ok(Requested::Goodbye),
-                Some(op) if bytes_of(&op) > OP_BYTES_SMALL => return Ok(Requested::Large(op)),
-                Some(op) => self.operation(op, None),
+                Some(Op::Heartbeat(heartbeat)) => {
+                    return Ok(ReadOp { requested: Requested::Heartbeat(heartbeat), quiet });
+                }
+                Some(Op::Goodbye(_)) => {
+                    return Ok(ReadOp { requested: Requested::Goodbye, quiet });
+                }
+                Some(op) => {
+                    quiet = is_quiet(&op);
+                    if bytes_of(&op) > OP_BYTES_SMALL {
+                        return Ok(ReadOp { requested: Requested::Large(op), quiet });
+                    }
+                    self.operation(op, None)
+                }
             },
         };
-        Ok(requested
-            .map_or_else(Requested::Refused, |(txn, operation)| Requested::Txn(txn, operation)))
+        let requested = requested
+            .map_or_else(Requested::Refused, |(txn, operation)| Requested::Txn(txn, operation));
+        Ok(ReadOp { requested, quiet })
     }
 
     /// The operation of a transaction that `op` requests. A lock is refused with the error
@@ -97,6 +117,14 @@ impl OpReader {
                 Err(invalid("a stream carries one session: hello comes first, and once"))
             }
         }
+    }
+}
+
+fn is_quiet(op: &Op) -> bool {
+    match op {
+        Op::Unlock(unlock) => unlock.quiet,
+        Op::End(end) => end.quiet,
+        _ => false,
     }
 }
 
@@ -202,6 +230,8 @@ pub(super) fn roll_back_to_operation(back: proto::RollBackToOp) -> Result<(TxnOp
 pub(super) struct Responses {
     frame: BytesMut,
     count: usize,
+    /// The number of quiet operations that the client knows to be done.
+    quiet_done: u64,
     /// The last grant: its memory is used again.
     locked: proto::ServerOp,
 }
@@ -212,9 +242,14 @@ impl Responses {
         self.count
     }
 
-    /// Takes the frame out.
-    pub(super) fn take(&mut self) -> Bytes {
+    /// Takes the frame out. It acknowledges the first `quiet_done` quiet operations of the stream:
+    /// after the responses, which may tell that one of them failed.
+    pub(super) fn take(&mut self, quiet_done: u64) -> Bytes {
         self.count = 0;
+        if self.quiet_done != quiet_done {
+            self.quiet_done = quiet_done;
+            frame::push_quiet_done(&mut self.frame, quiet_done);
+        }
         self.frame.split().freeze()
     }
 

@@ -51,7 +51,8 @@ impl Locks for EndsStreams {
             ..proto::Welcome::default()
         };
         let op = proto::ServerOp { id, response: Some(Op::Welcome(welcome)) };
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(ServerFrame { ops: vec![op] })))))
+        let frame = ServerFrame { ops: vec![op], ..ServerFrame::default() };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(frame)))))
     }
 
     async fn open_session(

@@ -47,8 +47,24 @@ impl Session {
     /// The operation goes on if the returned value is dropped. [`Operation::Cancel`] rolls a lock
     /// back.
     pub fn submit(&self, op: TxnOp, operation: Operation) -> Pending {
+        self.submit_as(op, operation, false)
+    }
+
+    /// Like [`submit`](Self::submit), for an unlock or an end whose client needs no response if it
+    /// succeeds (T2). Its response is then not kept. A repetition must be quiet too: it succeeds.
+    ///
+    /// # Errors
+    /// Those of [`submit`](Self::submit).
+    ///
+    /// # Cancel safety
+    /// As for [`submit`](Self::submit).
+    pub fn submit_quiet(&self, op: TxnOp, operation: Operation) -> Pending {
+        self.submit_as(op, operation, true)
+    }
+
+    fn submit_as(&self, op: TxnOp, operation: Operation, quiet: bool) -> Pending {
         let number = op.number;
-        match self.take_in(op, operation) {
+        match self.take_in(op, operation, quiet) {
             Ok(TakenIn::Known(response)) => Pending::ready(response),
             Ok(TakenIn::Due(due)) => self.record.span.in_scope(|| self.decide_now(number, due)),
             Ok(TakenIn::Queued { pending, run }) => {
@@ -61,7 +77,7 @@ impl Session {
         }
     }
 
-    fn take_in(&self, op: TxnOp, operation: Operation) -> Result<TakenIn> {
+    fn take_in(&self, op: TxnOp, operation: Operation, quiet: bool) -> Result<TakenIn> {
         let ended_is_fine =
             !matches!(operation, Operation::Lock(_) | Operation::Savepoint | Operation::Refuse(_));
         // Before anything is waited for: from here its time-out counts, and now its snapshot is as
@@ -89,7 +105,7 @@ impl Session {
                     exhausted,
                 };
                 let sequence = queue.number(op.sequence)?;
-                let taken = queue.take_in(sequence, operation, now, room)?;
+                let taken = queue.take_in(sequence, operation, now, room, quiet)?;
                 Ok((taken, sequence, Arc::clone(&queue.txn)))
             });
         match taken {

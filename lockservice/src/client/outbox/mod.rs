@@ -41,6 +41,9 @@ const FRAME_BYTES_MAX: usize = 16 << 10;
 /// The largest number of operations of one transaction under way. A server keeps at least this
 /// many, and as many again for their cancels.
 const TXN_OPS_MAX: u32 = 64;
+/// The largest number of quiet operations that are not acknowledged. One more has a response, which
+/// acknowledges those before it.
+const QUIET_MAX: usize = 1_024;
 /// The most that an operation costs in a frame beyond its own encoding: its id, tags and lengths.
 const OP_OVERHEAD_BYTES: usize = 32;
 
@@ -171,6 +174,7 @@ impl Outbox {
         let (call, txn) = state.next_op(&mut key, &txn_number.options)?;
         let what = what(call);
         let of_op = match &mut op {
+            // `quiet` is decided when it is sent.
             Op::Unlock(op) => Some(&mut op.txn),
             Op::Downgrade(op) => Some(&mut op.txn),
             Op::Savepoint(op) => Some(&mut op.txn),
@@ -204,7 +208,8 @@ impl Outbox {
         let (sequence, reference) = state.release_op(txn)?;
         let what = What::Release { txn, sequence, cancelled: None, ends: true, reply: Some(reply) };
         let (commit_timestamp, definition_changed) = commit_to_proto(commit);
-        let op = proto::EndOp { txn: Some(reference), commit_timestamp, definition_changed };
+        let (txn, quiet) = (Some(reference), false);
+        let op = proto::EndOp { txn, commit_timestamp, definition_changed, quiet };
         let waker = state.push(Pending::timeless(Encoded::of(&Op::End(op)), 64, what));
         drop(state);
         wake(waker);
@@ -237,14 +242,27 @@ impl Outbox {
     /// Puts a renewal in, ahead of everything that is not sent yet.
     pub(super) fn heartbeat(&self) {
         let mut state = self.state.lock();
-        let op = Pending::timeless(
-            Encoded::of(&Op::Heartbeat(proto::Heartbeat::default())),
-            OP_OVERHEAD_BYTES,
-            What::Heartbeat,
-        );
-        let waker = state.push_first(op);
+        let waker = state.push_first(heartbeat(None));
         drop(state);
         wake(waker);
+    }
+
+    /// Accepts no further operation of a caller. The returned value resolves when the server has
+    /// those that release something, or the stream has ended; `None` if it has them, or there is no
+    /// stream.
+    pub(super) fn flush(&self) -> Option<oneshot::Receiver<()>> {
+        let mut state = self.state.lock();
+        state.closed = true;
+        let releases =
+            state.pending.iter().any(|(_, pending)| matches!(pending.what, What::Release { .. }));
+        if !state.open || !releases {
+            return None;
+        }
+        let (flushed, arrived) = oneshot::channel();
+        let waker = state.push(heartbeat(Some(flushed)));
+        drop(state);
+        wake(waker);
+        Some(arrived)
     }
 
     /// Begins a new stream: the request side of the former one ends. Nothing is sent before
@@ -267,15 +285,18 @@ impl Outbox {
         state.open = true;
         state.frame_bytes_max = frame_bytes_max;
         // A renewal counts from its send on this stream, so an old one is useless.
-        let is_renewal = |(_, pending): &(_, &Pending)| matches!(pending.what, What::Heartbeat);
+        let is_renewal =
+            |(_, pending): &(_, &Pending)| matches!(pending.what, What::Heartbeat { .. });
         let old: Vec<_> = state.pending.iter().filter(is_renewal).map(|(id, _)| id).collect();
-        for id in old {
-            state.pending.dropped(id);
-        }
+        let old: Vec<_> = old.into_iter().filter_map(|id| state.pending.dropped(id)).collect();
+        // They are counted for each stream.
+        state.quiet.clear();
+        state.quiet_done = 0;
         state.send_all();
         let waker = state.waker.take();
         drop(state);
         wake(waker);
+        drop(old);
     }
 
     /// Passes the holder for which a lock call waits to its caller, if it listens and still waits.
@@ -312,8 +333,11 @@ impl Outbox {
             }
             bytes += pending.bytes;
             ops += 1;
-            pending.send(id, now, &mut frame);
             state.unsent.pop_front();
+            state.choose_quiet(id);
+            if let Some(pending) = state.pending.get_mut(id.get()) {
+                pending.send(id, now, &mut frame);
+            }
         }
         if ops == 0 {
             // The task is rarely another one, and cloning a waker costs more than a comparison.
@@ -356,6 +380,11 @@ impl Drop for Gathering<'_> {
         drop(state);
         wake(waker);
     }
+}
+
+fn heartbeat(flushed: Option<oneshot::Sender<()>>) -> Pending {
+    let op = Encoded::of(&Op::Heartbeat(proto::Heartbeat::default()));
+    Pending::timeless(op, OP_OVERHEAD_BYTES, What::Heartbeat { flushed })
 }
 
 fn wake(waker: Option<Waker>) {

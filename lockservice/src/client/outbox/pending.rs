@@ -15,8 +15,10 @@ use crate::convert::millis_up;
 use crate::proto::client_op::Op;
 use crate::{frame, proto};
 
-/// The number of the message of a lock in a `ClientOp`.
+/// The numbers of messages in a `ClientOp`.
 const LOCK: u32 = 4;
+const UNLOCK: u32 = 5;
+const END: u32 = 8;
 
 /// An encoded operation, without the fields that depend on the time of its send.
 #[derive(Debug)]
@@ -35,15 +37,24 @@ impl Encoded {
             Op::Hello(op) => (2, op.encode_to_vec()),
             Op::Heartbeat(op) => (3, op.encode_to_vec()),
             Op::Lock(op) => return Self::lock(op),
-            Op::Unlock(op) => (5, op.encode_to_vec()),
+            Op::Unlock(op) => (UNLOCK, op.encode_to_vec()),
             Op::Cancel(op) => (6, op.encode_to_vec()),
             Op::Goodbye(op) => (7, op.encode_to_vec()),
-            Op::End(op) => (8, op.encode_to_vec()),
+            Op::End(op) => (END, op.encode_to_vec()),
             Op::Downgrade(op) => (9, op.encode_to_vec()),
             Op::Savepoint(op) => (10, op.encode_to_vec()),
             Op::RollBackTo(op) => (11, op.encode_to_vec()),
         };
         Self { number, message }
+    }
+
+    /// The field that makes it quiet, encoded. `None` if it cannot be.
+    fn quiet(&self) -> Option<&'static [u8]> {
+        match self.number {
+            UNLOCK => Some(&[8 << 3, 1]),
+            END => Some(&[4 << 3, 1]),
+            _ => None,
+        }
     }
 }
 
@@ -62,6 +73,8 @@ pub(super) struct Pending {
     /// The time of its last send, read before the send. The promise of its response counts from
     /// there (P2).
     pub(super) sent: Option<Time>,
+    /// It was last sent as one that needs no response: see [`is_quiet`](Self::is_quiet).
+    pub(super) quiet: bool,
 }
 
 /// The receiver of the response.
@@ -87,7 +100,10 @@ pub(super) enum What {
         sequence: Sequence,
         reply: oneshot::Sender<Result<Savepoint>>,
     },
-    Heartbeat,
+    Heartbeat {
+        /// Dropped when everything that was sent before it has arrived.
+        flushed: Option<oneshot::Sender<()>>,
+    },
 }
 
 /// Numbering of one transaction's operations (T2).
@@ -139,7 +155,7 @@ impl Sequences {
 impl Pending {
     /// One that does not depend on the time of its send.
     pub(super) fn timeless(op: Encoded, bytes: usize, what: What) -> Self {
-        Self { order: 0, op, bytes, what, deadline: None, snapshot: None, sent: None }
+        Self { order: 0, op, bytes, what, deadline: None, snapshot: None, sent: None, quiet: false }
     }
 
     /// Takes a lock's caller out. The operation stays, is refused, and uses the lock's number up:
@@ -154,6 +170,12 @@ impl Pending {
         (self.bytes, self.deadline, self.snapshot) = (0, None, None);
         let refused = What::Release { txn, sequence, cancelled: None, ends: false, reply: None };
         Some((CallId { txn, sequence }, std::mem::replace(&mut self.what, refused)))
+    }
+
+    /// True if nobody wants its response: it succeeds, as far as its caller minds.
+    pub(super) fn is_quiet(&self) -> bool {
+        let What::Release { cancelled: None, reply, .. } = &self.what else { return false };
+        reply.as_ref().is_none_or(oneshot::Sender::is_closed) && self.op.quiet().is_some()
     }
 
     /// Appends it to a frame that is sent `now` or later. P2: that was read before the frame is
@@ -171,7 +193,9 @@ impl Pending {
             };
             times = times_now.encode_to_vec();
         }
-        frame::push_encoded(frame, id.get(), self.op.number, [&self.op.message, &times]);
+        let quiet = self.op.quiet().filter(|_| self.quiet);
+        let last = quiet.unwrap_or(&times);
+        frame::push_encoded(frame, id.get(), self.op.number, [&self.op.message, last]);
     }
 }
 
@@ -195,11 +219,31 @@ mod tests {
             Op::RollBackTo(proto::RollBackToOp { txn, savepoint: 4 }),
         ];
         for op in ops {
-            let mut pending = Pending::timeless(Encoded::of(&op), 0, What::Heartbeat);
+            let what = What::Heartbeat { flushed: None };
+            let mut pending = Pending::timeless(Encoded::of(&op), 0, what);
             let mut frame = BytesMut::new();
             pending.send(OpId::new(300), Time::ZERO, &mut frame);
             let sent = proto::ClientFrame::decode(frame.freeze()).expect("well formed");
             assert_eq!(sent.ops, [proto::ClientOp { id: 300, op: Some(op) }]);
+        }
+    }
+
+    #[test]
+    fn an_unlock_and_an_end_are_encoded_as_quiet() {
+        let end = proto::EndOp { commit_timestamp: Some(9), ..Default::default() };
+        let unlock = proto::UnlockOp { table: "t".to_owned(), ..Default::default() };
+        let quiet = [
+            Op::End(proto::EndOp { quiet: true, ..end.clone() }),
+            Op::Unlock(proto::UnlockOp { quiet: true, ..unlock.clone() }),
+        ];
+        for (op, quiet) in [Op::End(end), Op::Unlock(unlock)].iter().zip(quiet) {
+            let what = What::Heartbeat { flushed: None };
+            let mut pending = Pending::timeless(Encoded::of(op), 0, what);
+            pending.quiet = true;
+            let mut frame = BytesMut::new();
+            pending.send(OpId::new(1), Time::ZERO, &mut frame);
+            let sent = proto::ClientFrame::decode(frame.freeze()).expect("well formed");
+            assert_eq!(sent.ops[0].op.as_ref(), Some(&quiet));
         }
     }
 }

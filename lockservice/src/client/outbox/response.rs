@@ -52,30 +52,27 @@ impl Outbox {
         // No response comes before its operation was sent. One without an operation is left over
         // from an older stream.
         let id = id.get();
-        let sent = state.pending.get_mut(id).and_then(|pending| pending.sent);
-        let Some((sent, pending)) = sent.and_then(|sent| Some((sent, state.pending.finished(id)?)))
-        else {
-            return ResponseEffect::None;
-        };
+        let taken = state.pending.get_mut(id).and_then(|at| Some((at.sent?, at.quiet)));
+        let Some((sent, quiet)) = taken else { return ResponseEffect::None };
+        // A quiet one is acknowledged by its place too, and must not be taken for a later one then.
+        let pending = if quiet { state.pending.dropped(id) } else { state.pending.finished(id) };
+        let Some(pending) = pending else { return ResponseEffect::None };
         match pending.what {
-            What::Heartbeat => match response {
-                Ok(Response::Promise(promise)) => ResponseEffect::Renewed(sent, promise.valid_for),
-                Ok(_) => ResponseEffect::None,
-                Err(e) => ResponseEffect::Lost(e),
-            },
-            What::Release { txn, sequence, cancelled, ends, reply } => {
-                if let Some(slot) = state.txns.get_mut(txn.0) {
-                    slot.under_way = slot.under_way.saturating_sub(1);
-                    slot.acknowledge(sequence);
-                    if let Some(cancelled) = cancelled {
-                        slot.acknowledge(cancelled);
-                    }
-                }
-                if ends {
-                    state.txns.dropped(txn.0);
-                }
+            What::Heartbeat { flushed } => {
                 drop(state);
-                if let Some(reply) = reply {
+                drop(flushed);
+                match response {
+                    Ok(Response::Promise(promise)) => {
+                        ResponseEffect::Renewed(sent, promise.valid_for)
+                    }
+                    Ok(_) => ResponseEffect::None,
+                    Err(e) => ResponseEffect::Lost(e),
+                }
+            }
+            what @ What::Release { .. } => {
+                state.released(&what);
+                drop(state);
+                if let What::Release { reply: Some(reply), .. } = what {
                     // The caller may have stopped waiting.
                     let _ = reply.send(response.map(drop));
                 }
@@ -119,6 +116,20 @@ impl Outbox {
                 // A caller that has gone has put a `CancelOp` in itself.
                 let _ = reply.send(result);
                 effect
+            }
+        }
+    }
+
+    /// The first `done` quiet operations of the current stream are done.
+    pub(in crate::client) fn quiet_done(&self, done: u64) {
+        let mut state = self.state.lock();
+        while state.quiet_done < done
+            && let Some(id) = state.quiet.pop_front()
+        {
+            state.quiet_done += 1;
+            // One that had a response is gone.
+            if let Some(pending) = state.pending.finished(id.get()) {
+                state.released(&pending.what);
             }
         }
     }

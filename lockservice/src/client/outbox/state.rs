@@ -8,7 +8,7 @@ use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 
 use super::pending::{Encoded, Pending, Sequences, What};
 use super::slots::Slots;
-use super::{CallId, TXN_OPS_MAX, TxnKey, WaitsSender};
+use super::{CallId, QUIET_MAX, TXN_OPS_MAX, TxnKey, WaitsSender};
 use crate::proto;
 use crate::proto::client_op::Op;
 
@@ -50,6 +50,10 @@ pub(super) struct OutboxState {
     /// Those of them that the current stream has not sent, in order.
     pub(super) unsent: VecDeque<OpId>,
     pub(super) txns: Slots<Sequences>,
+    /// Those that the current stream has sent quiet, in order, without the acknowledged ones.
+    pub(super) quiet: VecDeque<OpId>,
+    /// How many quiet ones of the current stream were acknowledged.
+    pub(super) quiet_done: u64,
     /// The last lock request: its memory is used again.
     pub(super) lock: proto::LockOp,
     /// The callers that want to know for which holder they wait, by transaction and sequence.
@@ -152,6 +156,36 @@ impl OutboxState {
         };
         let op = proto::CancelOp { txn: Some(txn), cancelled: call.sequence.get() };
         self.push(Pending::timeless(Encoded::of(&Op::Cancel(op)), 64, what))
+    }
+
+    /// Decides whether an operation that is about to be sent is quiet. It is not if many are
+    /// under way: they are acknowledged by responses, and there may be none otherwise.
+    pub(super) fn choose_quiet(&mut self, id: OpId) {
+        let Some(pending) = self.pending.get_mut(id.get()) else { return };
+        pending.quiet = false;
+        if !pending.is_quiet() || self.quiet.len() >= QUIET_MAX {
+            return;
+        }
+        let What::Release { txn, .. } = pending.what else { return };
+        if self.txns.get_mut(txn.0).is_some_and(|txn| txn.under_way <= TXN_OPS_MAX / 2) {
+            pending.quiet = true;
+            self.quiet.push_back(id);
+        }
+    }
+
+    /// A release is over: its response has come, or was not needed.
+    pub(super) fn released(&mut self, what: &What) {
+        let &What::Release { txn, sequence, cancelled, ends, .. } = what else { return };
+        if let Some(slot) = self.txns.get_mut(txn.0) {
+            slot.under_way = slot.under_way.saturating_sub(1);
+            slot.acknowledge(sequence);
+            if let Some(cancelled) = cancelled {
+                slot.acknowledge(cancelled);
+            }
+        }
+        if ends {
+            self.txns.dropped(txn.0);
+        }
     }
 
     pub(super) fn push(&mut self, pending: Pending) -> Option<Waker> {

@@ -247,3 +247,89 @@ fn the_operations_that_several_callers_put_in_together_wake_the_sender_once_and_
     drop(outbox.gather());
     assert_eq!(sender.seen(), (1, 0), "there was nothing to send");
 }
+
+/// A transaction with a lock that was granted, and its stream.
+fn locked(outbox: &Outbox, stream: StreamNumber) -> NumberedTxn {
+    let txn_number = NumberedTxn::new(TxnOptions::default());
+    let permits = Arc::new(Semaphore::new(1));
+    let _call = outbox
+        .lock(&txn_number, &spec(1, 1), CallContext::default(), permit(&permits))
+        .expect("it is small");
+    let id = sent(outbox, stream).ops[0].id;
+    outbox.take_response(OpId::new(id), Err(Error::new(ErrorKind::Timeout, "for it")), &Ok(()));
+    txn_number
+}
+
+fn sent(outbox: &Outbox, stream: StreamNumber) -> proto::ClientFrame {
+    let mut cx = Context::from_waker(Waker::noop());
+    read(outbox.poll_frame(stream, &Settable::default(), &mut cx))
+}
+
+fn is_quiet(op: &proto::ClientOp) -> bool {
+    match &op.op {
+        Some(Op::End(end)) => end.quiet,
+        Some(Op::Unlock(unlock)) => unlock.quiet,
+        other => panic!("no release: {other:?}"),
+    }
+}
+
+fn pending(outbox: &Outbox) -> usize {
+    outbox.state.lock().pending.iter().count()
+}
+
+#[test]
+fn a_release_is_quiet_if_its_caller_dropped_it_and_is_kept_until_it_is_acknowledged() {
+    let (outbox, stream) = opened();
+    let [asked, dropped] = [(); 2].map(|()| locked(&outbox, stream));
+    let response = outbox.end(&asked, None).expect("it began");
+    drop(outbox.end(&dropped, None));
+    let frame = sent(&outbox, stream);
+    assert_eq!(frame.ops.iter().map(is_quiet).collect::<Vec<_>>(), [false, true]);
+    drop(response);
+    // A broken stream: both are sent again.
+    let stream = outbox.new_stream();
+    outbox.open(1 << 20);
+    assert_eq!(sent(&outbox, stream).ops.iter().map(is_quiet).collect::<Vec<_>>(), [true, true]);
+    outbox.quiet_done(1);
+    assert_eq!(pending(&outbox), 1);
+    outbox.quiet_done(2);
+    assert_eq!(pending(&outbox), 0);
+    assert!(outbox.end(&dropped, None).is_none(), "it has ended");
+}
+
+#[test]
+fn the_number_of_a_quiet_one_that_had_a_response_ends_no_later_operation() {
+    let (outbox, stream) = opened();
+    let [first, second] = [(); 2].map(|()| locked(&outbox, stream));
+    drop(outbox.end(&first, None));
+    let id = sent(&outbox, stream).ops[0].id;
+    outbox.take_response(OpId::new(id), Ok(Response::Done), &Ok(()));
+    let mut response = outbox.end(&second, None).expect("it began");
+    sent(&outbox, stream);
+    outbox.quiet_done(1);
+    assert!(response.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Empty));
+    assert_eq!(pending(&outbox), 1);
+}
+
+#[test]
+fn many_releases_without_an_acknowledgement_ask_for_one() {
+    let (outbox, stream) = opened();
+    let txn_number = locked(&outbox, stream);
+    let unlock = || Op::Unlock(proto::UnlockOp::default());
+    for _ in 0..TXN_OPS_MAX {
+        drop(outbox.release(&txn_number, unlock()).expect("it has room"));
+        let frame = sent(&outbox, stream);
+        if !is_quiet(&frame.ops[0]) {
+            outbox.take_response(OpId::new(frame.ops[0].id), Ok(Response::Done), &Ok(()));
+        }
+    }
+    let is_half = |quiet| (TXN_OPS_MAX as usize / 2..TXN_OPS_MAX as usize).contains(&quiet);
+    assert!(is_half(outbox.state.lock().quiet.len()));
+    let txns: Vec<_> = (0..QUIET_MAX).map(|_| locked(&outbox, stream)).collect();
+    let quiet = txns.iter().filter(|txn| {
+        drop(outbox.end(txn, None));
+        is_quiet(&sent(&outbox, stream).ops[0])
+    });
+    assert!((1..QUIET_MAX).contains(&quiet.count()));
+    assert_eq!(outbox.state.lock().quiet.len(), QUIET_MAX);
+}

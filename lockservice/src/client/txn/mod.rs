@@ -141,7 +141,8 @@ impl ClientTxn {
     }
 
     /// Releases chosen items, exactly as they were locked; those not held are ignored. `commit` is
-    /// the commit of the protected data, if it was committed (C5).
+    /// the commit of the protected data, if it was committed (C5). If the returned value is dropped
+    /// at once, the server sends no response.
     ///
     /// # Cancel safety
     /// The release is sent when this is called; waiting for the response is optional.
@@ -156,6 +157,7 @@ impl ClientTxn {
             ranges,
             commit_timestamp,
             definition_changed,
+            quiet: false,
         }))
     }
 
@@ -171,9 +173,10 @@ impl ClientTxn {
     /// Ends the transaction and releases everything it holds; `commit` is its commit, if it
     /// committed (C5).
     ///
-    /// The release is sent when this is called. Waiting for the response is optional, except for
-    /// the last release of a program: a release that is not sent before the runtime ends is never
-    /// sent.
+    /// The release is sent when this is called. Waiting for the response is optional: if the
+    /// returned value is dropped at once, the server sends none. The last release of a program is
+    /// to be waited for, or its session closed: a release that is not sent before the runtime ends
+    /// is never sent.
     ///
     /// # Errors
     /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged: the

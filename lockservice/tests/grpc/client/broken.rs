@@ -1,5 +1,7 @@
 //! Broken connections, and a stopping server.
 
+use std::collections::BTreeSet;
+
 use futures::FutureExt as _;
 use lockservice_core::ErrorKind;
 use lockservice_core::clock::{Clock, SystemClock};
@@ -44,6 +46,29 @@ async fn a_response_lost_after_the_grant_is_replayed_and_nothing_is_locked_twice
     assert_eq!(held.token(), token);
     assert_eq!(admin.locks(None).await.expect("the server responds").len(), 1);
     held.unlock().await.expect("acknowledged");
+    locks(&admin, 0).await;
+}
+
+#[tokio::test]
+async fn a_quiet_end_whose_acknowledgement_is_lost_is_sent_again_and_ends_no_later_lock() {
+    let served = server().await;
+    let proxy = Proxy::start(&served.address).await;
+    let (session, other) = (session(&proxy.address).await, session(&served.address).await);
+    let admin = client(&served.address).await.admin();
+    for n in 0..3 {
+        let held = session.lock(spec("alice")).await.expect("free");
+        proxy.mute(true);
+        drop(held.unlock());
+        let theirs = other.lock(spec("alice")).await.expect("handed on");
+        proxy.mute(false);
+        proxy.cut();
+        let ours = session.lock(spec("bob")).await.expect("on a new connection");
+        let left = admin.locks(None).await.expect("the server responds");
+        let left: BTreeSet<_> = left.iter().map(|lock| lock.info.token).collect();
+        assert_eq!(left, BTreeSet::from([theirs.token(), ours.token()]), "{n}");
+        theirs.release().await.expect("acknowledged");
+        ours.release().await.expect("acknowledged");
+    }
     locks(&admin, 0).await;
 }
 

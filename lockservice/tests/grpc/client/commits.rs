@@ -5,14 +5,16 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use lockservice::client::Client;
 use lockservice::server::ServerSettings;
 use lockservice_core::allocator::{BeginCommit, CommitWindow, PresentedBind};
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::service::TxnOptions;
-use lockservice_core::{CommitAttempt, Epoch, ErrorKind, TableRef};
+use lockservice_core::table::Commit;
+use lockservice_core::{CommitAttempt, CommitTimestamp, Epoch, ErrorKind, TableRef};
 
-use super::{client, server};
+use super::{client, server, waits};
 use crate::support::{Proxy, Served, spec, table};
 
 #[tokio::test]
@@ -46,6 +48,29 @@ async fn a_commit_is_admitted_for_a_time_that_counts_from_the_request() {
     assert!(allocator.latest(&table()).await.expect("the server responds").is_some());
     let unknown = TableRef::new("default", "unknown").expect("names");
     assert!(allocator.latest(&unknown).await.expect("the server responds").is_none());
+}
+
+#[tokio::test]
+async fn an_end_that_is_not_waited_for_brings_its_commit_even_if_the_session_ends_at_once() {
+    let served = server().await;
+    for (row, is_closed) in [("alice", true), ("bob", false)] {
+        let session = client(&served.address).await.session(None).await.expect("a session");
+        let txn = session.txn(TxnOptions::default());
+        txn.lock(spec(row)).await.expect("free");
+        let reader = client(&served.address).await.session(None).await.expect("a session");
+        let mut waiting = Box::pin(reader.lock(spec(row)));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        waits(&client(&served.address).await.admin(), 1).await;
+        drop(txn.end(Some(Commit::at(CommitTimestamp::new(7)))));
+        if is_closed {
+            session.close().await.expect("the server responds");
+        } else {
+            drop(session);
+        }
+        let lock = waiting.await.expect("handed on");
+        assert_eq!(lock.grant().prev_commit_ts, Some(CommitTimestamp::new(7)), "{row}");
+        lock.release().await.expect("acknowledged");
+    }
 }
 
 /// The system's clock, some seconds ahead.

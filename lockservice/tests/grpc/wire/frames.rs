@@ -206,3 +206,78 @@ async fn a_frame_of_many_small_operations_has_its_responses_in_frames_of_bounded
     }
     assert_eq!(received, OPS);
 }
+
+/// The next frame.
+async fn frame(raw: &mut Raw) -> proto::ServerFrame {
+    raw.responses.message().await.expect("the stream lives").expect("the stream lives")
+}
+
+fn unlock(sequence: u64, rows: &[&'static [u8]]) -> Op {
+    let rows = rows.iter().map(|row| Bytes::from_static(row)).collect();
+    let (txn, table) = (txn(1, sequence), "t".to_owned());
+    Op::Unlock(proto::UnlockOp { txn, table, rows, quiet: true, ..Default::default() })
+}
+
+fn heartbeat() -> Op {
+    Op::Heartbeat(proto::Heartbeat::default())
+}
+
+#[tokio::test]
+async fn a_quiet_release_has_a_response_only_if_it_fails_and_is_acknowledged_by_its_number() {
+    let served = Served::start(ServerSettings::default()).await;
+    let (mut raw, welcome) = Raw::greeted(&served).await;
+    let both = proto::LockOp {
+        rows: vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")],
+        ..lock(1, "t", b"")
+    };
+    assert!(matches!(raw.ask(Op::Lock(both)).await, Some(Response::Locked(_))));
+    raw.send(vec![unlock(2, &[b"a"]), unlock(3, &[]), heartbeat()]).await;
+    let first = frame(&mut raw).await;
+    assert_eq!(first.ops.iter().map(|op| op.id).collect::<Vec<_>>(), [8, 9]);
+    assert_eq!(kind(first.ops[0].response.clone()), "invalid_argument");
+    assert_eq!(first.quiet_done, 2);
+    // A frame without news of them says nothing of them.
+    raw.send(vec![heartbeat()]).await;
+    assert_eq!(frame(&mut raw).await.quiet_done, 0);
+    let (mut other, _) = Raw::greeted(&served).await;
+    assert!(matches!(other.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Response::Locked(_))));
+
+    // On a new stream it is repeated, and has released what it released.
+    let mut raw = Raw::open(&served).await;
+    let hello =
+        proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
+    raw.ask(Op::Hello(hello)).await;
+    let end = proto::EndOp { quiet: true, ..end(1, 4) };
+    let again = Op::Lock(lock(1, "t", b"other"));
+    raw.send(vec![again, unlock(2, &[b"a"]), Op::End(end.clone()), Op::End(end), heartbeat()])
+        .await;
+    let second = frame(&mut raw).await;
+    assert_eq!(second.ops.iter().map(|op| op.id).collect::<Vec<_>>(), [7, 11]);
+    assert_eq!(second.quiet_done, 3);
+    let free = lock(2, "t", b"b");
+    assert!(matches!(other.ask(Op::Lock(free)).await, Some(Response::Locked(_))));
+}
+
+#[tokio::test]
+async fn a_quiet_release_that_waits_for_its_turn_has_a_response_and_holds_up_the_number() {
+    let served = Served::start(ServerSettings::default()).await;
+    let (mut holder, _) = Raw::greeted(&served).await;
+    assert!(matches!(holder.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Response::Locked(_))));
+    let (mut raw, _) = Raw::greeted(&served).await;
+    let end = proto::EndOp { quiet: true, ..end(2, 1) };
+    raw.send(vec![Op::Lock(lock(1, "t", b"a")), unlock(2, &[b"a"]), Op::End(end), heartbeat()])
+        .await;
+    let mut next = frame(&mut raw).await;
+    while next.ops.iter().all(|op| op.id == 0) {
+        next = frame(&mut raw).await;
+    }
+    assert_eq!((next.ops[0].id, next.quiet_done), (10, 0));
+    assert!(matches!(holder.ask(Op::End(super::end(1, 2))).await, Some(Response::Done(_))));
+    let (mut ids, mut done) = (Vec::new(), 0);
+    while ids.len() < 2 {
+        let frame = frame(&mut raw).await;
+        ids.extend(frame.ops.iter().map(|op| op.id).filter(|id| *id != 0));
+        done = frame.quiet_done;
+    }
+    assert_eq!((ids, done), (vec![7, 8], 2));
+}

@@ -35,6 +35,8 @@ pub(super) struct Queued {
     pub(super) arrived: Time,
     pub(super) waiting: Vec<Waiting>,
     pub(super) bytes: usize,
+    /// Its response is kept only if it is an error.
+    pub(super) quiet: bool,
     /// Refuses it when its time is up before its turn.
     pub(super) timer: Option<Timer>,
     /// That has happened, with this response.
@@ -44,8 +46,8 @@ pub(super) struct Queued {
 impl Queued {
     /// An operation that runs: another task has what it requests.
     fn running(arrived: Time) -> Self {
-        let (operation, waiting, bytes, timer, expired) = Default::default();
-        Self { operation, arrived, waiting, bytes, timer, expired }
+        let (operation, waiting, bytes, quiet, timer, expired) = Default::default();
+        Self { operation, arrived, waiting, bytes, quiet, timer, expired }
     }
 
     /// One more caller waits for the response.
@@ -68,15 +70,17 @@ impl Drop for Timer {
 
 impl TxnQueue {
     /// Takes an operation that arrived at `now` in, at its place in the order, if there is `room`.
+    /// The response of a `quiet` one is kept only if it is an error.
     pub(in crate::service) fn take_in(
         &mut self,
         sequence: Sequence,
         operation: Operation,
         now: Time,
         room: Room,
+        quiet: bool,
     ) -> Result<Taken> {
         if sequence < self.next {
-            return self.decided_before(sequence).map(Taken::Decided);
+            return self.decided_before(sequence, quiet).map(Taken::Decided);
         }
         if self.is_running(sequence) && !self.queue.contains(sequence) {
             self.queue.insert(sequence, Queued::running(now));
@@ -114,11 +118,13 @@ impl TxnQueue {
         if first && !self.running {
             self.running = true;
             self.next = sequence;
+            self.quiet = quiet;
             return Ok(Taken::Due(self.step_of(sequence, operation, now)));
         }
         let bytes = weight::of_operation(&operation);
         self.kept_bytes += bytes;
-        let mut queued = Queued { operation: Some(operation), bytes, ..Queued::running(now) };
+        let mut queued =
+            Queued { operation: Some(operation), bytes, quiet, ..Queued::running(now) };
         let response = queued.join();
         self.queue.insert(sequence, queued);
         let run = !self.running && self.is_due();

@@ -29,9 +29,10 @@
 //! - **In time.** A lock's time-out counts from its arrival. A lock whose time is up before its
 //!   turn gets its response then. It keeps its place in the order, and is decided with that
 //!   response.
-//! - **Kept until acknowledged.** A response is never dropped before its client has it. So memory
-//!   is bounded at the arrival of operations. An operation weighs as much as it and its response
-//!   can become, until it is decided. From then on it weighs as much as its response.
+//! - **Kept until acknowledged.** A response is never dropped before its client has it, except that
+//!   of a *quiet* release that succeeded: a repetition of that succeeds without it. So memory is
+//!   bounded at the arrival of operations. An operation weighs as much as it and its response can
+//!   become, until it is decided. From then on it weighs as much as its response.
 //! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or
 //!   decided and not acknowledged.
 //! - **Closed is closed.** A sequence in `closed` is never granted: a call that runs is cancelled,
@@ -96,6 +97,8 @@ pub(in crate::service) struct TxnQueue {
     /// perhaps by an earlier call that may yet be rolled back.
     relied_on: BTreeMap<Sequence, Relied>,
     running: bool,
+    /// The response of the running operation is kept only if it is an error.
+    quiet: bool,
     /// The running call was cancelled by [`cancel`](Self::cancel): no `Cancel` comes to roll its
     /// grant back.
     cancelled: bool,
@@ -127,6 +130,7 @@ impl TxnQueue {
             closed: BTreeSet::new(),
             relied_on: BTreeMap::new(),
             running: false,
+            quiet: false,
             cancelled: false,
             cancel: None,
             ending: false,

@@ -58,7 +58,8 @@ impl TxnQueue {
             waiting = queued.waiting;
         }
         self.next = sequence.next();
-        if self.numbered_by == Some(NumberedBy::Service) {
+        let is_needed = !std::mem::take(&mut self.quiet) || result.is_err();
+        if self.numbered_by == Some(NumberedBy::Service) || !is_needed {
             self.relied_on.remove(&sequence);
         } else {
             bytes += weight::of_response(&result);
@@ -70,13 +71,19 @@ impl TxnQueue {
         Filed { result, waiting, rolled_back_grant, more }
     }
 
-    /// The first response of an operation that was decided.
-    pub(super) fn decided_before(&self, sequence: Sequence) -> Result<Result<OpResponse>> {
+    /// The first response of an operation that was decided. A `quiet` one whose response is not
+    /// kept has succeeded.
+    pub(super) fn decided_before(
+        &self,
+        sequence: Sequence,
+        quiet: bool,
+    ) -> Result<Result<OpResponse>> {
         match self.decided.get(sequence).map(|decided| &decided.response) {
             Some(response) if self.closed.contains(&sequence) => {
                 Ok(response.clone().and(Err(rolled_back())))
             }
             Some(response) => Ok(response.clone()),
+            None if quiet => Ok(Ok(OpResponse::DONE)),
             None if self.ending => Err(rolled_back()),
             None => Err(Error::new(
                 ErrorKind::InvalidArgument,

@@ -50,6 +50,7 @@ impl TxnQueue {
             return None;
         };
         self.next = sequence;
+        self.quiet = queued.quiet;
         queued.timer = None;
         let arrived = queued.arrived;
         let step = match queued.operation.take() {

@@ -18,9 +18,12 @@ fn lock() -> Operation {
 const END: Operation = Operation::End { commit: None };
 
 fn take_in(queue: &mut TxnQueue, sequence: u64, operation: Operation) -> Taken {
+    arrive(queue, sequence, operation, false).expect("room")
+}
+
+fn arrive(queue: &mut TxnQueue, sequence: u64, op: Operation, quiet: bool) -> Result<Taken> {
     let room = Room { ops_max: 9, bytes_max: 1 << 20, bytes_of_others: 0, exhausted: None };
-    let taken = queue.take_in(Sequence::new(sequence), operation, Time::ZERO, room);
-    taken.expect("room")
+    queue.take_in(Sequence::new(sequence), op, Time::ZERO, room, quiet)
 }
 
 fn file(queue: &mut TxnQueue, sequence: u64) -> Filed {
@@ -83,4 +86,42 @@ fn a_lock_that_was_cancelled_before_it_waits_does_not_wait() {
         assert!(filed.more && response.try_recv().is_err(), "its sender is to be notified");
         assert_eq!(filed.waiting.len(), 1);
     }
+}
+
+fn unlock() -> Operation {
+    let table = TableRef::new("g", "t").expect("names");
+    Operation::Unlock { table, items: Vec::new(), commit: None }
+}
+
+#[test]
+fn the_response_of_a_quiet_operation_is_kept_only_if_it_failed_and_its_repetition_succeeds() {
+    let mut queue = queue();
+    assert!(matches!(arrive(&mut queue, 1, unlock(), true), Ok(Taken::Due(_))));
+    file(&mut queue, 1);
+    assert_eq!(queue.kept_bytes(), 0);
+    let again = arrive(&mut queue, 1, unlock(), true);
+    assert!(matches!(again, Ok(Taken::Decided(Ok(OpResponse::Done { .. })))));
+    assert!(arrive(&mut queue, 1, unlock(), false).is_err(), "that repeats no quiet one");
+    assert!(matches!(arrive(&mut queue, 2, unlock(), true), Ok(Taken::Due(_))));
+    queue.file(Sequence::new(2), Err(rolled_back()), None);
+    assert!(queue.kept_bytes() > 0);
+    let again = arrive(&mut queue, 2, unlock(), true);
+    assert!(matches!(again, Ok(Taken::Decided(Err(_)))));
+}
+
+#[test]
+fn only_the_quiet_one_of_those_that_are_queued_is_not_kept() {
+    let mut queue = queue();
+    assert!(matches!(take_in(&mut queue, 1, lock()), Taken::Due(_)));
+    for (sequence, quiet) in [(2, true), (3, false)] {
+        let queued = arrive(&mut queue, sequence, unlock(), quiet);
+        assert!(matches!(queued, Ok(Taken::Queued { behind: true, .. })));
+    }
+    file(&mut queue, 1);
+    for sequence in [2, 3] {
+        assert!(queue.step().is_some_and(|(at, _)| at == Sequence::new(sequence)));
+        file(&mut queue, sequence);
+    }
+    let kept = |at| queue.decided.contains(Sequence::new(at));
+    assert_eq!([1, 2, 3].map(kept), [true, false, true]);
 }
