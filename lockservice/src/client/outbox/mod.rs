@@ -44,6 +44,8 @@ const TXN_OPS_MAX: u32 = 64;
 /// The largest number of quiet operations that are not acknowledged. One more has a response, which
 /// acknowledges those before it.
 const QUIET_MAX: usize = 1_024;
+/// The largest number of transactions whose responses one renewal acknowledges.
+const ACKED_MAX: usize = 2_048;
 /// The most that an operation costs in a frame beyond its own encoding: its id, tags and lengths.
 const OP_OVERHEAD_BYTES: usize = 32;
 
@@ -242,7 +244,8 @@ impl Outbox {
     /// Puts a renewal in, ahead of everything that is not sent yet.
     pub(super) fn heartbeat(&self) {
         let mut state = self.state.lock();
-        let waker = state.push_first(heartbeat(None));
+        let acked = state.take_acked();
+        let waker = state.push_first(heartbeat(acked, None));
         drop(state);
         wake(waker);
     }
@@ -259,7 +262,7 @@ impl Outbox {
             return None;
         }
         let (flushed, arrived) = oneshot::channel();
-        let waker = state.push(heartbeat(Some(flushed)));
+        let waker = state.push(heartbeat(Vec::new(), Some(flushed)));
         drop(state);
         wake(waker);
         Some(arrived)
@@ -292,6 +295,8 @@ impl Outbox {
         // They are counted for each stream.
         state.quiet.clear();
         state.quiet_done = 0;
+        // What an older stream told may not have arrived.
+        state.txns.iter_mut().for_each(|txn| txn.acked_told = Sequence::default());
         state.send_all();
         let waker = state.waker.take();
         drop(state);
@@ -382,9 +387,10 @@ impl Drop for Gathering<'_> {
     }
 }
 
-fn heartbeat(flushed: Option<oneshot::Sender<()>>) -> Pending {
-    let op = Encoded::of(&Op::Heartbeat(proto::Heartbeat::default()));
-    Pending::timeless(op, OP_OVERHEAD_BYTES, What::Heartbeat { flushed })
+fn heartbeat(acked: Vec<proto::Acked>, flushed: Option<oneshot::Sender<()>>) -> Pending {
+    let op = Op::Heartbeat(proto::Heartbeat { acked });
+    let bytes = op.encoded_len() + OP_OVERHEAD_BYTES;
+    Pending::timeless(Encoded::of(&op), bytes, What::Heartbeat { flushed })
 }
 
 fn wake(waker: Option<Waker>) {

@@ -114,6 +114,8 @@ pub(super) struct Sequences {
     pub(super) last: Sequence,
     /// All responses up to here were taken by their callers.
     pub(super) acked: Sequence,
+    /// The server was told of those up to here.
+    pub(super) acked_told: Sequence,
     /// The taken responses above that.
     pub(super) acked_above: BTreeSet<Sequence>,
     pub(super) under_way: u32,
@@ -128,7 +130,8 @@ impl Sequences {
     }
 
     /// The last operation as it goes to the server.
-    pub(super) fn reference(&self) -> proto::TxnRef {
+    pub(super) fn reference(&mut self) -> proto::TxnRef {
+        self.acked_told = self.acked;
         proto::TxnRef {
             number: self.number.get(),
             sequence: self.last.get(),

@@ -65,6 +65,11 @@ impl<T> Slots<T> {
         Some(value)
     }
 
+    /// Every value, in no order.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.iter_mut().filter_map(|slot| slot.value.as_mut())
+    }
+
     /// Every value with its key, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         (1..).zip(&self.slots).filter_map(|(place, slot): (u64, _)| {

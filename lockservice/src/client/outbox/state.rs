@@ -8,7 +8,7 @@ use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 
 use super::pending::{Encoded, Pending, Sequences, What};
 use super::slots::Slots;
-use super::{CallId, QUIET_MAX, TXN_OPS_MAX, TxnKey, WaitsSender};
+use super::{ACKED_MAX, CallId, QUIET_MAX, TXN_OPS_MAX, TxnKey, WaitsSender};
 use crate::proto;
 use crate::proto::client_op::Op;
 
@@ -156,6 +156,17 @@ impl OutboxState {
         };
         let op = proto::CancelOp { txn: Some(txn), cancelled: call.sequence.get() };
         self.push(Pending::timeless(Encoded::of(&Op::Cancel(op)), 64, what))
+    }
+
+    /// The responses that callers have taken and the server does not know of, of some transactions:
+    /// one that only holds its locks sends nothing else, and the server would keep them.
+    pub(super) fn take_acked(&mut self) -> Vec<proto::Acked> {
+        let news = self.txns.iter_mut().filter(|txn| txn.acked > txn.acked_told);
+        let tell = |txn: &mut Sequences| {
+            txn.acked_told = txn.acked;
+            proto::Acked { txn: txn.number.get(), sequence: txn.acked.get() }
+        };
+        news.take(ACKED_MAX).map(tell).collect()
     }
 
     /// Decides whether an operation that is about to be sent is quiet. It is not if many are

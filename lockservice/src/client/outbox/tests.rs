@@ -333,3 +333,30 @@ fn many_releases_without_an_acknowledgement_ask_for_one() {
     assert!((1..QUIET_MAX).contains(&quiet.count()));
     assert_eq!(outbox.state.lock().quiet.len(), QUIET_MAX);
 }
+
+#[test]
+fn a_renewal_acknowledges_the_responses_of_transactions_that_only_hold_once_on_each_stream() {
+    let (outbox, stream) = opened();
+    let txn_number = NumberedTxn::new(TxnOptions::default());
+    let permits = Arc::new(Semaphore::new(1));
+    let (call, _response) = outbox
+        .lock(&txn_number, &spec(1, 1), CallContext::default(), permit(&permits))
+        .expect("it is small");
+    let id = sent(&outbox, stream).ops[0].id;
+    outbox.take_response(OpId::new(id), Err(Error::new(ErrorKind::Timeout, "for it")), &Ok(()));
+    let renewed = |stream| {
+        outbox.heartbeat();
+        match sent(&outbox, stream).ops.remove(0).op {
+            Some(Op::Heartbeat(heartbeat)) => heartbeat.acked,
+            other => panic!("no renewal: {other:?}"),
+        }
+    };
+    assert_eq!(renewed(stream), [], "its caller has not taken it");
+    outbox.acknowledge(call);
+    let acked = [proto::Acked { txn: 1, sequence: 1 }];
+    assert_eq!(renewed(stream), acked);
+    assert_eq!(renewed(stream), []);
+    let stream = outbox.new_stream();
+    outbox.open(1 << 20);
+    assert_eq!(renewed(stream), acked);
+}
