@@ -47,6 +47,30 @@ fn every_workload_is_measured_on_both_sides_with_their_spread_and_ratio() {
 }
 
 #[test]
+fn framed_tcp_is_a_side() {
+    let output =
+        run(&["bench", "--json", "--beside=tcp", "--callers=4", "--seconds=1", "--rounds=1"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let side = &json_lines(&output)[0]["sides"][1];
+    assert_eq!(side["side"], "tcp");
+    assert!(is_measured(&side["ratio"]["server_cpu_us"]), "{side}");
+}
+
+#[test]
+fn memory_is_measured_for_each_waiter_and_each_lock() {
+    let output = run(&["bench", "--json", "--memory=2000"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let lines = json_lines(&output);
+    let measured: Vec<_> = lines.iter().map(|line| line["memory"].as_str().unwrap()).collect();
+    assert_eq!(measured, ["waiting calls", "locks with a transaction each"]);
+    for line in lines {
+        assert_eq!(line["count"], 2_000);
+        assert!(line["bytes"].as_u64() > Some(0) && line["left_percent"].is_u64(), "{line}");
+    }
+    assert_eq!(code(&run(&["bench", "--memory", "--callers=3"])), 64, "it has no callers");
+}
+
+#[test]
 fn people_get_a_table() {
     let output = run(&["bench", "--callers=1", "--seconds=1", "--rounds=1"]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));

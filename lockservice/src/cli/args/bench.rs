@@ -24,6 +24,7 @@ Sides:
                not waited for
   echo         the request goes to a bare gRPC stream and comes back: one stream
                for all callers
+  tcp          the same messages as of echo, as frames over plain TCP
   redis        SET NX PX and a script that compares and deletes, over one
                multiplexed connection; where callers meet, an unlock is
                published and wakes a waiter. Redis has neither shared locks nor
@@ -46,13 +47,14 @@ Examples:
   lockservice bench --workload rows,hot,mixed,batch --callers 16
   lockservice bench --beside echo --beside redis://127.0.0.1
   lockservice bench --beside postgres://me@127.0.0.1/app --callers 16
-  lockservice bench --server 127.0.0.1:7654 --rounds 10 --json";
+  lockservice bench --server 127.0.0.1:7654 --rounds 10 --json
+  lockservice bench --memory";
 
 #[derive(Debug, Args)]
 #[command(after_help = BENCH_NOTES)]
 pub(crate) struct BenchArgs {
-    /// Another system to measure beside: echo, redis://HOST or postgres://USER@HOST/DATABASE. May
-    /// be given several times.
+    /// Another system to measure beside: echo, tcp, redis://HOST or
+    /// postgres://USER@HOST/DATABASE. May be given several times.
     #[arg(long, value_name = "SIDE", default_value = "echo")]
     #[arg(env = "LOCKSERVICE_BESIDE", hide_env_values = true)]
     beside: Vec<String>,
@@ -70,6 +72,12 @@ pub(crate) struct BenchArgs {
     /// The number of turns into which these seconds are cut.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) rounds: u32,
+    /// Measure memory instead: the bytes of a server for each of COUNT calls that wait, and for
+    /// each of COUNT locks with a transaction of its own, and what is left when they ended.
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "20000")]
+    #[arg(conflicts_with_all = ["workloads", "callers", "seconds", "rounds"])]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=40_000))]
+    pub(crate) memory: Option<u32>,
     /// The server: HOST:PORT or URL. Without it one is started for the benchmark, in memory.
     #[arg(long, env = "LOCKSERVICE_SERVER", value_name = "ADDR")]
     pub(crate) server: Option<String>,
@@ -102,4 +110,6 @@ pub(crate) enum Serves {
     Locks,
     /// Returns each message.
     Echo,
+    /// Returns each message, over TCP alone.
+    TcpEcho,
 }

@@ -6,12 +6,15 @@ use super::postgres::{Postgres, PostgresUrl};
 #[cfg(feature = "redis")]
 use super::redis::{Redis, RedisUrl};
 use super::side::Side;
+use super::tcp::Tcp;
 use crate::cli::exit::Failure;
 
 /// Another system to measure beside, parsed once.
 pub(crate) enum Beside {
     /// A bare gRPC stream that sends back what it gets.
     Echo,
+    /// The same over TCP alone.
+    Tcp,
     /// A Redis.
     #[cfg(feature = "redis")]
     Redis(RedisUrl),
@@ -25,6 +28,7 @@ impl Beside {
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         match text.split_once("://").map(|(scheme, _)| scheme) {
             None if text == "echo" => Ok(Self::Echo),
+            None if text == "tcp" => Ok(Self::Tcp),
             #[cfg(feature = "redis")]
             Some("redis" | "rediss") => Ok(Self::Redis(RedisUrl::parse(text)?)),
             #[cfg(not(feature = "redis"))]
@@ -34,7 +38,7 @@ impl Beside {
             #[cfg(not(feature = "pg"))]
             Some("postgres" | "postgresql") => Err(not_built("pg", "PostgreSQL")),
             _ => Err(Failure::usage(
-                "--beside names nothing that is known: write echo, redis://HOST or \
+                "--beside names nothing that is known: write echo, tcp, redis://HOST or \
                  postgres://USER@HOST/DATABASE",
             )),
         }
@@ -44,6 +48,7 @@ impl Beside {
     pub(super) async fn open(&self) -> Result<Box<dyn Side>, Failure> {
         Ok(match self {
             Self::Echo => Box::new(Echo::open().await?),
+            Self::Tcp => Box::new(Tcp::open().await?),
             #[cfg(feature = "redis")]
             Self::Redis(url) => Box::new(Redis::open(url).await?),
             #[cfg(feature = "pg")]
@@ -78,7 +83,7 @@ mod tests {
                 refused.sentence
             );
         }
-        assert!(Beside::parse("echo").is_ok());
+        assert!(Beside::parse("echo").is_ok() && Beside::parse("tcp").is_ok());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use clap::ValueEnum as _;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
-use super::echo;
+use super::{echo, tcp};
 use crate::cli::args::{BenchServerArgs, Serves};
 use crate::cli::exit::{self, Failure};
 use crate::cli::{serve, signals};
@@ -91,6 +91,12 @@ pub(crate) fn serve(args: &BenchServerArgs) -> Result<(), Failure> {
             }
             Serves::Echo => {
                 let server = echo::EchoServer::start().await?;
+                say_address(&server.address.to_string());
+                end_of_stdin().await;
+                Ok(())
+            }
+            Serves::TcpEcho => {
+                let server = tcp::TcpEchoServer::start().await?;
                 say_address(&server.address.to_string());
                 end_of_stdin().await;
                 Ok(())

@@ -112,13 +112,18 @@ struct EchoCaller {
 #[async_trait]
 impl Caller for EchoCaller {
     async fn cycle(&mut self, want: &Want) -> Result<()> {
-        let mut lock = lock_spec_to_proto(&want.spec(&self.table)?, LockOp::default());
-        lock.txn = Some(TxnRef { number: 1_000, sequence: 1, ..TxnRef::default() });
-        let op = ClientOp { id: self.number, op: Some(client_op::Op::Lock(lock)) };
+        let op = request(self.number, want, &self.table)?;
         let gone = || Error::new(ErrorKind::Unavailable, "the echo's stream ended");
         self.send.send(ClientFrame { ops: vec![op] }).await.map_err(|_| gone())?;
         self.receive.recv().await.map(drop).ok_or_else(gone)
     }
+}
+
+/// The lock request of our side, with the number of its caller.
+pub(super) fn request(caller: u64, want: &Want, table: &TableRef) -> Result<ClientOp> {
+    let mut lock = lock_spec_to_proto(&want.spec(table)?, LockOp::default());
+    lock.txn = Some(TxnRef { number: 1_000, sequence: 1, ..TxnRef::default() });
+    Ok(ClientOp { id: caller, op: Some(client_op::Op::Lock(lock)) })
 }
 
 fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

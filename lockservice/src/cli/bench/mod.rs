@@ -5,12 +5,13 @@
 //! | `mod.rs` | the runs in their order, from the first connection to the last |
 //! | `beside` | another system to measure beside |
 //! | `side`, `locks` | a side; our side |
-//! | `echo`, `redis`, `postgres` | the other sides |
+//! | `echo`, `tcp`, `redis`, `postgres` | the other sides |
 //! | `workload` | the rows and ranges that the callers lock |
 //! | `turn`, `stop` | one turn of a side's callers; the request to end early |
 //! | `stats`, `report` | figures; their printed form |
 //! | `cpu` | CPU time of processes |
 //! | `child` | a server in a process of its own |
+//! | `memory` | the memory of a server for each call and each lock |
 //!
 //! # Implementation details
 //! A run is a workload with a number of callers. Its time is cut into rounds, and in each round
@@ -25,6 +26,7 @@ mod child;
 mod cpu;
 mod echo;
 mod locks;
+mod memory;
 #[cfg(feature = "pg")]
 mod postgres;
 #[cfg(feature = "redis")]
@@ -33,6 +35,7 @@ mod report;
 mod side;
 mod stats;
 mod stop;
+mod tcp;
 mod turn;
 mod workload;
 
@@ -102,6 +105,12 @@ async fn benchmark(
     stop: &Stop,
     json: bool,
 ) -> Result<(), Failure> {
+    if let Some(count) = args.memory {
+        return tokio::select! {
+            measured = memory::measure(count, json) => measured,
+            () = stop.requested() => Ok(()),
+        };
+    }
     let mut sides: Vec<Box<dyn Side>> = Vec::new();
     let opened = tokio::select! {
         opened = open(args, beside, &mut sides) => opened.map(|()| true),
