@@ -1,7 +1,8 @@
-//! The codec of every RPC: protobuf, with a bound on what a message is once it is decoded.
+//! The codec of every RPC but the session stream, which [`frame`](crate::frame) reads: protobuf,
+//! with a bound on what a message is once it is decoded.
 //!
-//! The size of a message on the wire says little about its size in memory: an empty operation of a
-//! frame is two bytes there and about two hundred here, so a frame of 4 MiB became 390 MB. So the
+//! The size of a message on the wire says little about its size in memory: an empty operation is
+//! two bytes there and about two hundred here, so 4 MiB of them became 390 MB. So the
 //! decoder first walks over the message and adds up what its parts will cost, by the shape of its
 //! type, and refuses one that costs too much before anything is allocated. The walk needs no memory
 //! and no recursion beyond the depth of the types.
