@@ -37,13 +37,10 @@ pub struct LockCall {
     progress: Progress,
 }
 
-#[allow(
-    clippy::large_enum_variant,
-    reason = "the grant is the common case and must not cost an allocation"
-)]
 enum Progress {
-    /// The call was over before it was polled.
-    Over(Result<Grant>),
+    /// The call was over before it was polled. In a box: a call that waits stays as it is for long,
+    /// and there may be many.
+    Over(Box<Result<Grant>>),
     /// The state keeps the call, and will have its outcome.
     Kept(CallId),
     /// The outcome was returned.
@@ -52,11 +49,23 @@ enum Progress {
 
 impl LockCall {
     pub(super) fn over(engine: &LockEngine, txn: TxnId, outcome: Result<Grant>) -> Self {
-        Self { engine: engine.clone(), txn, progress: Progress::Over(outcome) }
+        Self { engine: engine.clone(), txn, progress: Progress::Over(Box::new(outcome)) }
     }
 
     pub(super) fn kept(engine: &LockEngine, txn: TxnId, id: CallId) -> Self {
         Self { engine: engine.clone(), txn, progress: Progress::Kept(id) }
+    }
+
+    /// The outcome, if the call was over before it could be polled.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn take_outcome_at_once(&mut self) -> Option<Result<Grant>> {
+        match std::mem::replace(&mut self.progress, Progress::Received) {
+            Progress::Over(outcome) => Some(*outcome),
+            other => {
+                self.progress = other;
+                None
+            }
+        }
     }
 
     /// True if the call waits for a fencing token.
@@ -83,7 +92,7 @@ impl Future for LockCall {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match std::mem::replace(&mut self.progress, Progress::Received) {
-            Progress::Over(outcome) => Poll::Ready(outcome),
+            Progress::Over(outcome) => Poll::Ready(*outcome),
             Progress::Kept(id) => {
                 // Under one hold of the mutex, either the outcome is found, or the waker is stored
                 // before the outcome can be written. A call between two slices goes on here, so
@@ -117,13 +126,15 @@ impl Future for LockCall {
 impl Drop for LockCall {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.progress, Progress::Received) {
-            Progress::Over(Ok(grant)) => {
-                self.engine.roll_back_in_state(self.txn, grant.bind.id, &grant);
+            Progress::Over(outcome) => {
+                if let Ok(grant) = &*outcome {
+                    self.engine.roll_back_in_state(self.txn, grant.bind.id, grant);
+                }
             }
             Progress::Kept(id) => {
                 self.engine.in_slices(|state| state.abandon(id).then_some(()));
             }
-            Progress::Over(Err(_)) | Progress::Received => {}
+            Progress::Received => {}
         }
     }
 }

@@ -1,13 +1,18 @@
-//! An operation whose turn it is, and the outcomes on its way.
+//! An operation whose turn it is, the outcomes on its way, and its wait.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use crate::error::Result;
-use crate::id::Sequence;
-use crate::service::OpResponse;
+use crate::id::{Sequence, TableRef};
+use crate::key::LockItem;
 use crate::service::session::pending::Pending;
 use crate::service::session::queue::Step;
-use crate::service::txn::TxnRecord;
+use crate::service::txn::{LockWait, TxnRecord};
+use crate::service::{Granted, OpResponse};
 
 /// The fate of an operation that was taken in.
 #[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
@@ -28,6 +33,45 @@ pub(super) enum Outcome {
     Decided { response: Result<OpResponse>, more: bool },
     /// A lock that is not free at once.
     MustWait(Due),
+}
+
+/// The outcome of an attempt to begin an operation that must wait.
+#[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
+pub(super) enum Begun {
+    Runs(Running),
+    /// It was decided all the same. If `more`, the turn of another one has come.
+    Decided {
+        more: bool,
+    },
+}
+
+/// An operation that waits.
+pub(super) struct Running {
+    pub(super) txn: Arc<TxnRecord>,
+    pub(super) sequence: Sequence,
+    pub(super) wait: Wait,
+}
+
+/// The wait of an operation.
+pub(super) enum Wait {
+    Lock {
+        call: CallWait,
+        /// Resolves when the call is to wait no longer.
+        cancelled: oneshot::Receiver<()>,
+        table: TableRef,
+        /// Its items once more, if the call may rely on what an earlier one added.
+        items: Option<Arc<[LockItem]>>,
+    },
+    /// Any other, which waits as [`Due::must_wait`] says.
+    Other(Box<Step>),
+    /// It is over.
+    Over,
+}
+
+/// The wait of a lock call.
+pub(super) enum CallWait {
+    AtEngine(LockWait),
+    InLine(Pin<Box<dyn Future<Output = Result<Granted>> + Send>>),
 }
 
 /// An operation whose turn it is.

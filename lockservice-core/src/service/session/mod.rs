@@ -6,7 +6,7 @@
 //! | `mod.rs` | [`Session`]: renewed, its transactions begun, their results acknowledged |
 //! | `open.rs`, `end.rs` | opened and found; closed, left, lapsed |
 //! | `attachment.rs` | its one current connection |
-//! | `operations.rs`, `due.rs` | the way of an operation; one whose turn it is |
+//! | `operations.rs`, `due.rs`, `wait.rs` | the way of an operation; its turn; its wait |
 //! | `queue/` | the operations of one transaction in their order; pure |
 //! | `state.rs` | the queues of one session |
 //! | `renewals.rs` | the end of its promise |
@@ -34,6 +34,7 @@ pub(in crate::service) mod quota;
 pub(in crate::service) mod registry;
 mod renewals;
 mod state;
+mod wait;
 pub(in crate::service) mod weight;
 
 use std::sync::Arc;

@@ -3,29 +3,24 @@
 //! 1. [`Session::submit`] takes it in (`take_in`). If its turn has come, and no other call runs the
 //!    queue of its transaction, this call decides it at once, without a mutex, files the result
 //!    (`file`), and returns it: it passes no queue and no channel.
-//! 2. If it cannot be decided at once, it waits (`begin_wait`), and a task is made for it (`run`).
+//! 2. If it cannot be decided at once, it waits (`begin_wait`; `begin_due` and `spawn` in
+//!    [`wait`](super::wait)): a task is made for it, which goes on with the queue.
 //! 3. If its turn has not come it is queued. The call that runs the queue takes the next operation
 //!    that is due, decides it, and files the result, until none is due (`decide_due`), or one has
 //!    to wait: then as step 2.
 //! 4. `file` sends the result to all callers that repeated the operation meanwhile.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-
-use tracing::Instrument as _;
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Sequence, TableRef, TxnId, TxnNumber};
+use crate::id::{Sequence, TxnNumber};
 use crate::key::LockItem;
 use crate::service::session::Session;
-use crate::service::session::due::{Due, Outcome, TakenIn};
+use crate::service::session::due::{Begun, Due, Outcome, TakenIn};
 use crate::service::session::pending::Pending;
 use crate::service::session::queue::{
     Filed, NumberedBy, RELIED_PAIRS_MAX, Relied, Room, Step, Taken, Timer, keep_relied_on,
-    rolled_back,
 };
 use crate::service::session::state::SessionState;
 use crate::service::session::weight;
@@ -206,15 +201,8 @@ impl Session {
 
     /// Decides the operations of one transaction that are due, in order, until one must wait.
     fn decide_due(&self, number: TxnNumber) {
-        while let Some(due) = self.take_next(number) {
-            if due.must_wait() {
-                return self.spawn(number, due);
-            }
-            match self.decide(number, due) {
-                Outcome::Decided { more: true, .. } => {}
-                Outcome::Decided { more: false, .. } => return,
-                Outcome::MustWait(due) => return self.spawn(number, due),
-            }
+        if let Some(running) = self.advance(number) {
+            self.spawn(number, running);
         }
     }
 
@@ -232,55 +220,16 @@ impl Session {
             .lock()
             .with_queue(number, |queue, _| queue.begin_wait(arrived, bytes));
         let Some(response) = response else { return Pending::ready(Err(self.why_lost())) };
-        self.spawn(number, due);
+        match self.begin_due(number, due) {
+            Begun::Runs(running) => self.spawn(number, running),
+            Begun::Decided { more: true } => self.decide_due(number),
+            Begun::Decided { more: false } => {}
+        }
         Pending::waiting(response, sequence)
     }
 
-    /// Makes a task for an operation that must wait. The call is registered with the object of its
-    /// wait before this returns.
-    fn spawn(&self, number: TxnNumber, due: Due) {
-        let run = self.clone().run(number, due).instrument(self.record.span.clone());
-        let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(run);
-        if runner.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.inner.spawn(runner);
-        }
-    }
-
-    /// Decides the operations of one transaction, in order, until none is due: first `due`.
-    async fn run(self, number: TxnNumber, due: Due) {
-        let mut first = Some(due);
-        while let Some(due) = first.take().or_else(|| self.take_next(number)) {
-            let Due { txn, sequence, step: Step::Lock { spec, arrived, items } } = due else {
-                while due.must_wait() {
-                    tokio::task::yield_now().await;
-                }
-                match self.decide(number, due) {
-                    Outcome::Decided { more: true, .. } => continue,
-                    _ => return,
-                }
-            };
-            let canceller =
-                self.record.state.lock().with_queue(number, |queue, _| queue.canceller());
-            let Some(cancelled) = canceller else { return };
-            let table = spec.table.clone();
-            let lock = self.inner.lock(&txn, spec, arrived);
-            let lock = self.noting_a_wait((number, sequence), txn.id, table, lock);
-            let result = tokio::select! {
-                biased;
-                result = lock => result,
-                // Dropping the call takes its claim away, or hands on a grant that had just been
-                // made.
-                _ = cancelled => Err(rolled_back()),
-            };
-            let filed = self.file_lock(&txn, (number, sequence), result, items);
-            if !matches!(filed, Outcome::Decided { more: true, .. }) {
-                return;
-            }
-        }
-    }
-
     /// Decides an operation without waiting, and files the result.
-    fn decide(&self, number: TxnNumber, due: Due) -> Outcome {
+    pub(super) fn decide(&self, number: TxnNumber, due: Due) -> Outcome {
         let Due { txn, sequence, step } = due;
         let ends = matches!(step, Step::End(_));
         let result = match step {
@@ -326,7 +275,7 @@ impl Session {
     }
 
     /// Files the result of a lock.
-    fn file_lock(
+    pub(super) fn file_lock(
         &self,
         txn: &TxnRecord,
         op: (TxnNumber, Sequence),
@@ -341,23 +290,7 @@ impl Session {
         self.file(txn, op, result, relied, false)
     }
 
-    /// Runs a lock call, and notes that it waits if it is not decided at once.
-    async fn noting_a_wait<T>(
-        &self,
-        op: (TxnNumber, Sequence),
-        txn: TxnId,
-        table: TableRef,
-        lock: impl Future<Output = T>,
-    ) -> T {
-        let mut lock = pin!(lock);
-        if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(lock.as_mut().poll(cx))).await {
-            return output;
-        }
-        let _waits = self.record.waits.begin(op, txn, table, self.inner.parts.env.now());
-        lock.await
-    }
-
-    fn take_next(&self, number: TxnNumber) -> Option<Due> {
+    pub(super) fn take_next(&self, number: TxnNumber) -> Option<Due> {
         let mut state = self.record.state.lock();
         let step = state.with_queue(number, |queue, _| {
             let (sequence, step) = queue.step()?;

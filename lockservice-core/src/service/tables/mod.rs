@@ -120,8 +120,20 @@ impl Drop for HeldPosition<'_> {
 }
 
 impl ServiceInner {
-    /// Makes a call at the engine, once its table is bound to this service: at once if it is, else
-    /// in the order in which the calls for it came.
+    /// Makes a call at the engine, if its table is bound to this service. Returns the request if it
+    /// is not.
+    #[allow(clippy::result_large_err, reason = "moved once")]
+    pub(in crate::service) fn hand_over_at_once(
+        &self,
+        table: &TableRef,
+        requested: Requested,
+    ) -> Result<Handed, Requested> {
+        let Some(bound) = self.tables.owned(table) else { return Err(requested) };
+        Ok(self.at_engine(bound, requested, false))
+    }
+
+    /// Makes a call at the engine, once its table is bound to this service: in the order in which
+    /// the calls for it came.
     ///
     /// While the last owner may still be at work (B3), and while no allocator leads or its store
     /// does not respond, it waits until `deadline`. A call that may not wait fails with the reason.
@@ -135,9 +147,6 @@ impl ServiceInner {
         requested: Requested,
         deadline: Time,
     ) -> Result<Handed> {
-        if let Some(bound) = self.tables.owned(table) {
-            return Ok(self.at_engine(bound, requested, false));
-        }
         let deadline = if requested.wait.is_patient() {
             deadline
         } else {

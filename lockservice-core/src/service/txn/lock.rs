@@ -1,6 +1,8 @@
 //! The lock call of a transaction: one deadline for all that it waits for, and a last check of what
 //! its locks rest on before the response.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,38 @@ use crate::service::txn::row::{is_history_unknown, snapshot};
 use crate::service::txn::{CallInFlight, TxnRecord};
 use crate::service::{ANCESTORS_MAX, Granted, LockSpec, Promise, ServiceInner};
 use crate::table::Grant;
+
+/// What became of a lock call that could not be decided at once.
+#[allow(clippy::large_enum_variant, reason = "moved once; the rare one is in a box")]
+pub(in crate::service) enum BegunLock {
+    /// It is decided all the same.
+    Decided(Result<Granted>),
+    /// It waits at the engine.
+    Waits(LockWait),
+    /// Its table is not bound to this service.
+    InLine(Pin<Box<dyn Future<Output = Result<Granted>> + Send>>),
+}
+
+/// A lock call that waits at the engine. It is as small as it can be: there may be many. Dropped,
+/// it leaves the transaction's locks as they were.
+#[derive(Debug)]
+pub(in crate::service) struct LockWait {
+    handed: Handed,
+    times: CallTimes,
+}
+
+/// The times of a lock call.
+#[derive(Clone, Copy, Debug)]
+struct CallTimes {
+    /// When it arrived.
+    began: Time,
+    /// The end of everything that it waits for: its turn, the bind, the queue, a token.
+    deadline: Time,
+    /// The begin of its transaction's snapshot.
+    snapshot: Option<Time>,
+    /// Its time-out, as requested.
+    timeout: Option<Duration>,
+}
 
 impl ServiceInner {
     /// Locks, and returns only a grant that still holds at the moment of the response. `began` is
@@ -33,66 +67,108 @@ impl ServiceInner {
         began: Time,
     ) -> Result<Granted> {
         let span = tracing::debug_span!("lock", txn = %txn.id, table = %spec.table);
-        match span.in_scope(|| self.lock_at_once(txn, &spec, began)) {
-            Some(granted) => granted,
-            None => self.lock_in_span(txn, spec, began).instrument(span).await,
+        let begun = span.in_scope(|| match self.lock_at_once(txn, &spec, began) {
+            Some(granted) => BegunLock::Decided(granted),
+            None => self.begin_lock(txn, spec, began),
+        });
+        match begun {
+            BegunLock::Decided(granted) => granted,
+            BegunLock::Waits(mut wait) => self.wait_for_lock(&mut wait).instrument(span).await,
+            BegunLock::InLine(call) => call.instrument(span).await,
         }
     }
 
-    async fn lock_in_span(
+    /// Makes a lock call that [`lock_at_once`](Self::lock_at_once) did not decide.
+    pub(in crate::service) fn begin_lock(
         self: &Arc<Self>,
         txn: &Arc<TxnRecord>,
         spec: LockSpec,
         began: Time,
-    ) -> Result<Granted> {
-        self.check_serving()?;
-        txn.check_active()?;
+    ) -> BegunLock {
+        if let Err(e) = self.check_serving().and_then(|()| txn.check_active()) {
+            return BegunLock::Decided(Err(e));
+        }
         if spec.ancestors.len() > ANCESTORS_MAX {
-            return Err(Error::new(
+            return BegunLock::Decided(Err(Error::new(
                 ErrorKind::InvalidArgument,
                 "too many ancestors of one call: nest calls less deeply",
             )
-            .with("most", ANCESTORS_MAX));
+            .with("most", ANCESTORS_MAX)));
         }
-        // One absolute deadline for everything that the call waits for: its turn, the bind, the
-        // queue, a token.
-        let deadline = self.deadline(&spec, began);
-        let snapshot = snapshot(&spec, began);
+        let (deadline, snapshot) = (self.deadline(&spec, began), snapshot(&spec, began));
         let LockSpec { table, items, mode, wait, escalate, timeout, ancestors, .. } = spec;
+        let times = CallTimes { began, deadline, snapshot, timeout };
         let in_flight = CallInFlight::new(Arc::clone(txn));
         let requested =
             Requested { in_flight, ancestors, items, mode, wait, escalate, since: began };
-        // The call is dropped before it counts as over.
-        let Handed { in_flight: _in_flight, bound, mut call, waited } =
-            self.hand_over(&table, requested, deadline).await?;
+        match self.hand_over_at_once(&table, requested) {
+            Ok(handed) => self.handed_over(handed, times),
+            Err(requested) => {
+                let inner = Arc::clone(self);
+                BegunLock::InLine(Box::pin(async move {
+                    let handed = inner.hand_over(&table, requested, deadline).await?;
+                    match inner.handed_over(handed, times) {
+                        BegunLock::Decided(granted) => granted,
+                        BegunLock::Waits(mut wait) => inner.wait_for_lock(&mut wait).await,
+                        BegunLock::InLine(call) => call.await,
+                    }
+                }))
+            }
+        }
+    }
+
+    /// A call was made at the engine: it is over, or waits there.
+    fn handed_over(self: &Arc<Self>, mut handed: Handed, times: CallTimes) -> BegunLock {
         // The transaction may have ended before the call was in the engine, where its end would
         // have found it.
-        txn.check_active()?;
-        if call.awaits_token() {
-            // The grant that used the last token may not have requested more.
-            self.refill(bound.bind());
+        if let Err(e) = handed.in_flight.txn().check_active() {
+            return BegunLock::Decided(Err(e));
         }
-        let outcome = match self.until(deadline, &mut call).await {
-            Some(outcome) => outcome,
-            // Dropping the call takes its claim away, or hands on a grant that has just been made.
-            None => {
-                let error = self.timed_out(&table, timeout);
-                Err(match call.blocker() {
-                    Some(blocker) => error.with_detail(Detail::Blocked(blocker)),
-                    None => error,
-                })
-            }
-        };
+        if let Some(outcome) = handed.call.take_outcome_at_once() {
+            return BegunLock::Decided(self.complete(&LockWait { handed, times }, outcome));
+        }
+        if handed.call.awaits_token() {
+            // The grant that used the last token may not have requested more.
+            self.refill(handed.bound.bind());
+        }
+        BegunLock::Waits(LockWait { handed, times })
+    }
+
+    /// Waits for the outcome of a lock call, until its deadline.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: the call ends when the [`LockWait`] is dropped.
+    pub(in crate::service) async fn wait_for_lock(
+        self: &Arc<Self>,
+        wait: &mut LockWait,
+    ) -> Result<Granted> {
+        let outcome = self.until(wait.times.deadline, &mut wait.handed.call).await;
+        // Dropping the call takes its claim away, or hands on a grant that has just been made.
+        let outcome = outcome.unwrap_or_else(|| Err(self.waited_too_long(wait)));
+        self.complete(wait, outcome)
+    }
+
+    fn waited_too_long(&self, wait: &LockWait) -> Error {
+        let error = self.timed_out(&wait.handed.bound.bind().table, wait.times.timeout);
+        match wait.handed.call.blocker() {
+            Some(blocker) => error.with_detail(Detail::Blocked(blocker)),
+            None => error,
+        }
+    }
+
+    /// Completes the outcome of a call with what the engine does not know, and checks a grant.
+    fn complete(self: &Arc<Self>, wait: &LockWait, outcome: Result<Grant>) -> Result<Granted> {
+        let (Handed { in_flight, bound, waited, .. }, times) = (&wait.handed, &wait.times);
         let mut grant = outcome.map_err(|error| self.with_names(error))?;
-        if waited {
+        if *waited {
             grant.waited.get_or_insert_default();
         }
         // The engine reads no clock: it only says whether the call waited.
-        grant.waited = grant.waited.map(|_| self.parts.env.now().since(began));
-        grant.history_unknown = is_history_unknown(grant.owner.history_since, snapshot);
+        grant.waited = grant.waited.map(|_| self.parts.env.now().since(times.began));
+        grant.history_unknown = is_history_unknown(grant.owner.history_since, times.snapshot);
         self.tokens_left(bound.bind(), grant.owner.tokens_left);
-        let now = began + grant.waited.unwrap_or_default();
-        self.still_good(txn, grant, now)
+        let now = times.began + grant.waited.unwrap_or_default();
+        self.still_good(in_flight.txn(), grant, now)
     }
 
     /// An error of the engine, completed with the names of its transactions.

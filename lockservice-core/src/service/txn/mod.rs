@@ -35,6 +35,7 @@ use crate::key::{LockItem, LockMode};
 use crate::service::{Granted, LockService, LockSpec, Promise, ServiceInner, TxnOptions};
 use crate::table::{Commit, Savepoint};
 
+pub(in crate::service) use self::lock::{BegunLock, LockWait};
 pub(in crate::service) use self::record::CallInFlight;
 pub(crate) use self::record::TxnRecord;
 

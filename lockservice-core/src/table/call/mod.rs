@@ -119,8 +119,7 @@ pub(super) enum Stage {
     /// It is rolled back, or is between two slices of that, and then ends with this error. Without
     /// an error its future is being dropped, and then removes it.
     Failing(Option<Error>),
-    /// It is over; the outcome was not taken yet. Most calls that are kept wait, so that a grant is
-    /// not a part of each of them.
+    /// It is over; the outcome was not taken yet. In a box: a call that waits stays small.
     Done(Result<Box<Grant>>),
 }
 

@@ -1,6 +1,7 @@
 //! The arrival of an operation: it is queued, joins the first of its sequence, or is decided
 //! already.
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
@@ -30,10 +31,11 @@ pub(in crate::service) enum Taken {
 
 #[derive(Debug)]
 pub(super) struct Queued {
-    pub(super) operation: Option<Operation>,
+    /// In a box: one that runs has none, and there may be many that wait.
+    pub(super) operation: Option<Box<Operation>>,
     /// When it arrived, for the first time.
     pub(super) arrived: Time,
-    pub(super) waiting: Vec<Waiting>,
+    pub(super) waiting: SmallVec<[Waiting; 1]>,
     pub(super) bytes: usize,
     /// Its response is kept only if it is an error.
     pub(super) quiet: bool,
@@ -124,7 +126,7 @@ impl TxnQueue {
         let bytes = weight::of_operation(&operation);
         self.kept_bytes += bytes;
         let mut queued =
-            Queued { operation: Some(operation), bytes, quiet, ..Queued::running(now) };
+            Queued { operation: Some(Box::new(operation)), bytes, quiet, ..Queued::running(now) };
         let response = queued.join();
         self.queue.insert(sequence, queued);
         let run = !self.running && self.is_due();
@@ -159,7 +161,7 @@ impl TxnQueue {
         timer: impl FnOnce(&LockSpec) -> Timer,
     ) {
         if let Some(queued) = self.queue.get_mut(sequence)
-            && let Some(Operation::Lock(spec)) = &queued.operation
+            && let Some(Operation::Lock(spec)) = queued.operation.as_deref()
         {
             queued.timer = Some(timer(spec));
         }
@@ -167,12 +169,16 @@ impl TxnQueue {
 
     /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn,
     /// and the callers that wait for its result get the error now.
-    pub(in crate::service) fn expire(&mut self, sequence: Sequence, error: Error) -> Vec<Waiting> {
-        let Some(queued) = self.queue.get_mut(sequence) else { return Vec::new() };
-        if !matches!(queued.operation, Some(Operation::Lock(_))) {
-            return Vec::new();
+    pub(in crate::service) fn expire(
+        &mut self,
+        sequence: Sequence,
+        error: Error,
+    ) -> SmallVec<[Waiting; 1]> {
+        let Some(queued) = self.queue.get_mut(sequence) else { return SmallVec::new() };
+        if !matches!(queued.operation.as_deref(), Some(Operation::Lock(_))) {
+            return SmallVec::new();
         }
-        queued.operation = Some(Operation::Refuse(error.clone()));
+        queued.operation = Some(Box::new(Operation::Refuse(error.clone())));
         queued.expired = Some(error);
         std::mem::take(&mut queued.waiting)
     }

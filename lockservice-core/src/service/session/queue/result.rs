@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Sequence;
 use crate::service::session::queue::{NumberedBy, Relied, TxnQueue, Waiting, rolled_back};
@@ -21,7 +23,7 @@ pub(in crate::service) struct Filed {
     /// The response as it stands.
     pub(in crate::service) result: Result<OpResponse>,
     /// The callers that wait for it.
-    pub(in crate::service) waiting: Vec<Waiting>,
+    pub(in crate::service) waiting: SmallVec<[Waiting; 1]>,
     /// A grant that came too late: roll it back.
     pub(in crate::service) rolled_back_grant: Option<Arc<Granted>>,
     /// The turn of another operation has come: the queue is to be run on.
@@ -52,7 +54,7 @@ impl TxnQueue {
         // before the call was polled to its end left it to the task that ran the call; the response
         // then shows that.)
         self.cancel = None;
-        let mut waiting = Vec::new();
+        let mut waiting = SmallVec::new();
         if let Some(queued) = self.queue.remove(sequence) {
             self.kept_bytes -= queued.bytes;
             waiting = queued.waiting;

@@ -56,7 +56,7 @@ impl TxnQueue {
         let step = match queued.operation.take() {
             // Cannot be: an operation is taken once, and then filed.
             None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),
-            Some(operation) => self.step_of(sequence, operation, arrived),
+            Some(operation) => self.step_of(sequence, *operation, arrived),
         };
         Some((sequence, step))
     }
