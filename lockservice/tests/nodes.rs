@@ -201,6 +201,28 @@ async fn a_lock_at_a_node_that_does_not_own_the_table_is_taken_at_the_one_that_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_savepoint_that_was_set_before_its_transaction_moved_is_gone_back_to_at_its_new_node() {
+    let (_store, nodes) = three().await;
+    own(&nodes[1], "b's").await;
+    let session = nodes[0].client().await.session(None).await.expect("it serves");
+    let txn = session.txn(TxnOptions::default());
+    let before = txn.savepoint().await.expect("nothing is asked");
+    txn.lock(spec("b's", "k")).await.expect("it holds nothing, so it goes there");
+    let after = txn.savepoint().await.expect("the new node responds");
+    txn.lock(spec("b's", "l")).await.expect("free");
+    let locks = || nodes[1].host.current().locks(None).len();
+    assert_eq!((txn.node().as_str(), locks()), ("b", 2));
+    txn.roll_back_to(&after).await.expect("of this transaction");
+    assert_eq!(locks(), 1);
+    txn.roll_back_to(&before).await.expect("of this transaction");
+    assert_eq!(locks(), 0);
+    // It goes on there.
+    txn.lock(spec("b's", "k")).await.expect("free");
+    assert_eq!((txn.node().as_str(), locks()), ("b", 1));
+    txn.end(None).await.expect("acknowledged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_would_hold_locks_on_two_nodes_learns_what_to_do() {
     let (_store, nodes) = three().await;
     own(&nodes[1], "b's").await;

@@ -34,6 +34,8 @@ pub(in crate::service) mod quota;
 pub(in crate::service) mod registry;
 mod renewals;
 mod state;
+#[cfg(all(test, not(loom)))]
+mod tests;
 mod wait;
 pub(in crate::service) mod weight;
 
