@@ -14,9 +14,10 @@
 //! | a transaction that the state knows | [`TXN_BYTES`] |
 //!
 //! A limit is checked with the most that a step can add: as if there was no entry yet and no queue.
-//! So a call never exceeds a limit. A hold that another call
-//! meets moves from its shard to the state, where it takes more. That is no step of its own
-//! transaction and is never refused: it can exceed the limits, and then further calls are refused.
+//! So a call exceeds no limit, except by the records of its ancestors, or by its own record while
+//! it is between two slices. A hold that another call meets moves from its shard to the state,
+//! where it takes more. That is no step of its own transaction and is never refused: it can exceed
+//! the limits, and then further calls are refused.
 //!
 //! A transaction's own limit counts each hold in the state with its entry, also if others share
 //! that.
