@@ -5,7 +5,7 @@ use std::pin::pin;
 
 use super::*;
 use crate::allocator::{AllocatorSettings, LocalAllocator};
-use crate::clock::SystemClock;
+use crate::clock::{Clock, SystemClock};
 use crate::id::{NodeName, TableRef};
 use crate::key::{Key, LockItem};
 use crate::service::txn::CallInFlight;
@@ -15,9 +15,10 @@ use crate::table::Savepoint;
 
 async fn session() -> (LockService, Session) {
     let node = NodeName::new("node").expect("a name");
-    let (store, clock) = (Arc::new(MemoryStore::new(0)), Arc::new(SystemClock));
-    let allocator =
-        LocalAllocator::open(store, clock.clone(), AllocatorSettings::default(), node.clone());
+    let (store, clock): (_, Arc<dyn Clock>) =
+        (Arc::new(MemoryStore::new(0)), Arc::new(SystemClock));
+    let settings = AllocatorSettings::default();
+    let allocator = LocalAllocator::open(store, Arc::clone(&clock), settings, node.clone());
     let allocator = allocator.await.expect("a fresh store opens");
     let parts = ServiceParts::new(allocator, clock, node);
     let service = LockService::start(parts).await.expect("it starts");
