@@ -138,6 +138,9 @@ impl Session {
                         Ok(Phase::Sealed(why)) => why.clone(),
                         _ => unknown(),
                     };
+                    // It locks the phase for reading, and so does `finish`: another thread that
+                    // came in between to write would wait for the first, and the second for it.
+                    drop(sealed);
                     self.finish(why);
                     return;
                 }
