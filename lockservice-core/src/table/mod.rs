@@ -71,7 +71,7 @@
 //!
 //! # Invariants
 //! They hold whenever the mutex is free, except 2 and 5, which hold once no work is pending.
-//! `tests/engine_model.rs` checks them after each of a million random steps.
+//! `tests/engine_model/` checks them after each of a million random steps.
 //!
 //! 1. Two transactions hold overlapping items only in compatible modes.
 //! 2. Every waiter has a conflict: an incompatible overlapping hold of another transaction, or such

@@ -1,4 +1,4 @@
-//! The model of `engine_model.rs`: lists, and loops over them.
+//! The model: lists, and loops over them.
 //!
 //! | file | noun |
 //! |---|---|
@@ -21,7 +21,7 @@ use lockservice_core::allocator::TokenBlock;
 use lockservice_core::table::{Commit, EngineSettings, Grant, WaitPolicy};
 use lockservice_core::{BindVersion, CommitTimestamp, ErrorKind, FencingToken, LockItem, LockMode};
 
-use super::Client;
+use crate::Client;
 
 #[derive(Clone, Debug)]
 struct Hold {
