@@ -1,7 +1,7 @@
 //! The cost of long queues, in steps: a queue of any length costs a call that comes, a call that
 //! gives up, and a hand-over no more than a logarithm of it.
 //!
-//! A benchmark of the same name prints the curve in time.
+//! `benches/queues.rs` prints the curve in time.
 
 mod kit;
 
