@@ -137,3 +137,43 @@ fn tokens_that_two_shards_draw_are_different() {
         assert_ne!(one.join().expect("no panic").expect("it is free"), two);
     });
 }
+
+/// A transaction goes back to its savepoint while another of its threads locks a row (T2): the row
+/// was granted before and has gone, or it was granted after and stays.
+fn goes_back_beside_a_row(engine: LockEngine) {
+    let savepoint = engine.savepoint(txn(1));
+    let other = engine.clone();
+    let row = thread::spawn(move || at_once(&other, 1, "b").is_some());
+    let released = engine.roll_back_to(txn(1), savepoint).expect("no call waits");
+    let locked = row.join().expect("no panic");
+    engine.check_marks();
+    let before = engine.held(txn(1)) - usize::from(locked) + released;
+    assert_eq!(engine.roll_back_to(txn(1), savepoint).ok(), Some(usize::from(locked) - released));
+    assert_eq!(engine.held(txn(1)), before, "what it had at the savepoint");
+    engine.unlock_all(txn(1), None);
+    assert_eq!(engine.held(txn(1)), 0);
+    for name in ["a", "b"] {
+        assert!(at_once(&engine, 9, name).is_some(), "{name} is free");
+    }
+    engine.check_marks();
+}
+
+#[test]
+fn going_back_to_a_savepoint_ends_a_row_that_was_locked_before_it_and_no_other() {
+    loom::model(|| {
+        let engine = warm();
+        at_once(&engine, 1, "a").expect("it is free");
+        goes_back_beside_a_row(engine);
+    });
+}
+
+/// The same with holds that another transaction has met, so that the state has them: the roll-back
+/// lets go of the transaction's mutex on its way.
+#[test]
+fn going_back_to_a_savepoint_in_the_state_ends_no_row_that_is_locked_after_it() {
+    loom::model(|| {
+        let engine = warm();
+        granted(kit::lock(&engine, 1, vec![row("a")], LockMode::Exclusive));
+        goes_back_beside_a_row(engine);
+    });
+}

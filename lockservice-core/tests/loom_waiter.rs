@@ -69,6 +69,27 @@ fn a_call_polled_once_and_dropped_has_received_its_lock_or_holds_nothing() {
 }
 
 #[test]
+fn a_wait_that_is_cancelled_by_name_was_granted_before_or_holds_nothing() {
+    loom::model(|| {
+        let engine = held();
+        let call = lock(&engine, 2);
+        let releaser = engine.clone();
+        let release = thread::spawn(move || releaser.unlock_all(txn(1), None));
+        let canceller = engine.clone();
+        let cancel = thread::spawn(move || canceller.cancel_wait(txn(2)));
+        let outcome = block_on(call).map_err(|error| error.kind());
+        release.join().expect("no panic");
+        cancel.join().expect("no panic");
+        let held = engine.held(txn(2));
+        match outcome {
+            Ok(_) => assert_eq!(held, 1),
+            Err(kind) => assert_eq!((kind, held), (ErrorKind::Cancelled, 0)),
+        }
+        assert_eq!(poll(&mut lock(&engine, 3)).is_ready(), held == 0, "it is free again");
+    });
+}
+
+#[test]
 fn a_table_that_goes_ends_every_wait() {
     loom::model(|| {
         let engine = held();

@@ -43,6 +43,7 @@ impl Fixture {
     }
 
     /// A commit of the origin's `n`th transaction on the table.
+    #[cfg_attr(loom, allow(dead_code, reason = "of tests that are not built for loom"))]
     pub(super) fn request(&self, n: u64) -> BeginCommit {
         request(n, vec![self.bind])
     }

@@ -40,6 +40,7 @@ impl TableHandle {
 
     /// True if there is no other handle of the table than this one, and its copies of the bind are
     /// gone.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
     pub(crate) fn is_unique(&mut self) -> bool {
         Arc::get_mut(&mut self.bind).is_some()
     }
