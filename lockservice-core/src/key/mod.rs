@@ -94,7 +94,12 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match std::str::from_utf8(&self.0) {
             Ok(text) if !text.chars().any(char::is_control) => f.write_str(text),
-            _ => write!(f, "{}", self.0.escape_ascii()),
+            _ => {
+                // Written in one go: byte by byte takes ten times as long, and the error of a
+                // deadlock may name thousands of keys.
+                let escaped: SmallVec<[u8; 4 * 22]> = self.0.escape_ascii().collect();
+                f.write_str(&String::from_utf8_lossy(&escaped))
+            }
         }
     }
 }

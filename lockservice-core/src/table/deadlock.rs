@@ -20,6 +20,13 @@ const FORWARD_STEPS_MAX: usize = 64;
 /// The largest number of a transaction's locks that are compared with a queue before a search.
 const LOCKS_COMPARED_MAX: usize = 16;
 
+/// A shortest cycle of waits.
+struct Cycle {
+    members: Vec<CallId>,
+    /// Every cycle through the first member has all of them.
+    is_only: bool,
+}
+
 impl EngineState {
     /// The first waiter behind which a call must wait for its next item: it is incompatible, and
     /// does not wait, directly or through others, for the call's transaction.
@@ -99,7 +106,7 @@ impl EngineState {
         }
         if let Some(cycle) = self.cycle(id, Edges::Hard) {
             let victim = self.victim(id, &cycle);
-            let error = self.deadlock_error(&cycle, victim);
+            let error = self.deadlock_error(&cycle.members, victim);
             self.fail(victim, error);
             if victim == id {
                 return;
@@ -117,7 +124,9 @@ impl EngineState {
     /// An ancestor is a claim that the engine cannot check. So a call fails only if its own claim
     /// is part of a cycle. A call that names strangers as its ancestors makes no other call fail.
     fn resolve_claimed_cycles(&mut self, start: CallId) -> bool {
-        let Some(cycle) = self.cycle(start, Edges::Claimed) else { return false };
+        let Some(Cycle { members: cycle, .. }) = self.cycle(start, Edges::Claimed) else {
+            return false;
+        };
         let before = cycle.iter().cycle().skip(cycle.len() - 1);
         let claims = before.zip(&cycle).filter(|(waiter, id)| {
             let (waiter, call) = (&self.calls[**waiter], &self.calls[**id]);
@@ -156,24 +165,32 @@ impl EngineState {
 
     /// A cycle of waits for holders through `start`: each member waits for a lock of the next, the
     /// last for one of `start`.
-    fn cycle(&self, start: CallId, edges: Edges) -> Option<Vec<CallId>> {
+    fn cycle(&self, start: CallId, edges: Edges) -> Option<Cycle> {
         let mut search = Waiters::new(self, edges, start);
-        let mut cycle = vec![start];
+        let mut members = vec![start];
         let mut at = search.closing();
         while let Some(id) = at {
-            cycle.push(id);
+            members.push(id);
             at = search.found[&id];
         }
-        (cycle.len() > 1).then_some(cycle)
+        // The search is breadth first, and has found no waiter beside them. So a second way would
+        // be a shorter one.
+        let is_only = members.len() == 1 + search.found.len();
+        (members.len() > 1).then_some(Cycle { members, is_only })
     }
 
     /// The member of a cycle that fails. It is on every cycle through `start`, as `start` is, so
     /// that no cycle is left without it.
-    fn victim(&self, start: CallId, cycle: &[CallId]) -> CallId {
+    fn victim(&self, start: CallId, cycle: &Cycle) -> CallId {
+        let least = |candidates: &mut dyn Iterator<Item = CallId>| {
+            candidates.min_by_key(|id| self.cost(*id)).unwrap_or(start)
+        };
+        if cycle.is_only {
+            return least(&mut cycle.members.iter().copied());
+        }
         let search = Waiters::new(self, Edges::Hard, start);
-        let from_start: Vec<CallId> = cycle[1..].iter().rev().copied().collect();
-        let candidates = search.on_every_way(&from_start).into_iter().chain([start]);
-        candidates.min_by_key(|id| self.cost(*id)).unwrap_or(start)
+        let from_start: Vec<CallId> = cycle.members[1..].iter().rev().copied().collect();
+        least(&mut search.on_every_way(&from_start).into_iter().chain([start]))
     }
 
     /// The order of victims: the member with the least cost fails.

@@ -12,6 +12,7 @@ use crate::table::call::{CallId, EngineCall};
 use crate::table::entry::{Entry, Position};
 use crate::table::hash::IdMap;
 use crate::table::lock_table::LockTable;
+use crate::table::queue::Queue;
 use crate::table::state::EngineState;
 use crate::table::steps::step;
 
@@ -119,15 +120,22 @@ impl<'a> Waiters<'a> {
             }
             let mut at = member;
             loop {
+                let known = self.next.len();
                 if self.expand(at, true) {
                     furthest = end;
                 }
                 // Members that were just found are expanded later, in their order.
-                self.next.retain(|found| {
-                    let number = numbers.get(&found.id);
-                    furthest = furthest.max(number.copied().unwrap_or(0));
-                    number.is_none()
-                });
+                let mut kept = known;
+                for new in known..self.next.len() {
+                    match numbers.get(&self.next[new].id) {
+                        Some(number) => furthest = furthest.max(*number),
+                        None => {
+                            self.next[kept] = self.next[new];
+                            kept += 1;
+                        }
+                    }
+                }
+                self.next.truncate(kept);
                 if furthest == end {
                     return without;
                 }
@@ -173,7 +181,7 @@ impl<'a> Waiters<'a> {
                 if of.is_none()
                     || self.expanded.insert((Address::of(entry), own.mode as u32), ()).is_none()
                 {
-                    closes |= self.walk(table, item, own.mode, Position::FIRST, of);
+                    closes |= self.walk_holders(table, (item, entry), own.mode, of);
                 }
             }
         }
@@ -183,6 +191,28 @@ impl<'a> Waiters<'a> {
             closes |=
                 self.walk(&state.tables[&call.table], call.item(), call.mode, call.position, of);
         }
+        closes
+    }
+
+    /// Finds the waiters that wait for the holders of an entry in `mode`. They wait for `over`.
+    fn walk_holders(
+        &mut self,
+        table: &'a LockTable,
+        (item, entry): (&LockItem, &'a Entry),
+        mode: LockMode,
+        over: Option<CallId>,
+    ) -> bool {
+        let LockItem::Row(_) = item else {
+            return self.walk(table, item, mode, Position::FIRST, over);
+        };
+        // Its entry is at hand. Another look-up would take as long as all the rest.
+        let mut closes = false;
+        if let Some(queue) = entry.queue() {
+            closes |= self.walk_queue(queue, mode, Position::FIRST, over);
+        }
+        table.overlapping_range_queues(item, |queue| {
+            closes |= self.walk_queue(queue, mode, Position::FIRST, over);
+        });
         closes
     }
 
@@ -198,33 +228,43 @@ impl<'a> Waiters<'a> {
     ) -> bool {
         let mut closes = false;
         table.overlapping_queues(item, |_, queue| {
-            let requester = self.requester.as_ref();
-            closes |= over.is_some()
-                && requester.is_some_and(|requester| {
-                    requester.queue == Address::of(queue)
-                        && requester.position > after
-                        && !requester.mode.is_compatible(mode)
-                });
-            let walked = self
-                .walked
-                .entry(Address::of(queue))
-                .or_insert([Position::LAST; LockMode::ALL.len()]);
-            for (walked, requested) in walked.iter_mut().zip(LockMode::ALL) {
-                if requested.is_compatible(mode) || after >= *walked {
-                    continue;
-                }
-                let mut is_first = true;
-                for (_, id) in queue.between(requested, after, *walked) {
-                    if requester.is_none_or(|requester| requester.id != id) {
-                        self.found.insert(id, over);
-                        self.next.push_back(SearchFound { id, is_first });
-                        is_first = false;
-                    }
-                }
-                *walked = after;
-            }
+            closes |= self.walk_queue(queue, mode, after, over);
             ControlFlow::Continue(())
         });
+        closes
+    }
+
+    /// The same in one queue.
+    fn walk_queue(
+        &mut self,
+        queue: &'a Queue,
+        mode: LockMode,
+        after: Position,
+        over: Option<CallId>,
+    ) -> bool {
+        let requester = self.requester.as_ref();
+        let closes = over.is_some()
+            && requester.is_some_and(|requester| {
+                requester.queue == Address::of(queue)
+                    && requester.position > after
+                    && !requester.mode.is_compatible(mode)
+            });
+        let walked =
+            self.walked.entry(Address::of(queue)).or_insert([Position::LAST; LockMode::ALL.len()]);
+        for (walked, requested) in walked.iter_mut().zip(LockMode::ALL) {
+            if requested.is_compatible(mode) || after >= *walked {
+                continue;
+            }
+            let mut is_first = true;
+            for (_, id) in queue.between(requested, after, *walked) {
+                if requester.is_none_or(|requester| requester.id != id) {
+                    self.found.insert(id, over);
+                    self.next.push_back(SearchFound { id, is_first });
+                    is_first = false;
+                }
+            }
+            *walked = after;
+        }
         closes
     }
 }
