@@ -22,15 +22,18 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures with the machine's clock")]
 
+#[path = "kit/mod.rs"]
+mod kit;
+
 use std::sync::{Arc, Barrier};
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use kit::{ValgrindClock, cpu, median, ready};
 use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator,
     PresentedBind, Registration,
 };
-use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::{LockService, ServiceParts, ServiceSettings, Txn, TxnOptions};
 use lockservice_core::store::{ClusterConstants, MemoryStore};
 use lockservice_core::{CommitAttempt, NodeName, Nonce, ServiceId, TableRef, TxnId, TxnNumber};
@@ -43,16 +46,6 @@ const TXNS: usize = 10_000;
 const SLICE: usize = 2_000;
 const SLICES: usize = 50;
 const ROUNDS: usize = 5;
-
-/// A clock that valgrind can run: it lacks the kernel's page that `SystemClock` reads.
-#[derive(Debug)]
-struct ValgrindClock(Instant);
-
-impl Clock for ValgrindClock {
-    fn now(&self) -> Time {
-        Time::from_origin(self.0.elapsed())
-    }
-}
 
 /// The origin of the transactions, and the admission of their commits.
 #[derive(Clone, Copy, PartialEq)]
@@ -163,21 +156,6 @@ fn slice_through_trait(allocator: &dyn LockTableAllocator, requests: &[BeginComm
     }
 }
 
-/// The output of a future that waits for nothing.
-fn ready<T>(future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => panic!("a commit waits for something"),
-    }
-}
-
-/// The CPU time of this thread, in nanoseconds.
-fn cpu() -> f64 {
-    let at = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    at.tv_sec as f64 * 1e9 + at.tv_nsec as f64
-}
-
 /// One thread of a measurement.
 type Thread<'a> = (&'a LocalAllocator, &'a Work);
 
@@ -202,11 +180,6 @@ fn measure(case: Case, threads: &[Thread<'_>]) -> f64 {
         let times = running.into_iter().map(|thread| thread.join().unwrap());
         times.sum::<f64>() / threads.len() as f64
     })
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
 }
 
 /// Runs 100,000 cycles of one case, for a tool that counts instructions.

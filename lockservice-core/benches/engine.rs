@@ -1,265 +1,244 @@
-//! The lock engine beside what it cannot beat: a bare map under a mutex, and a bare hand-over
-//! between two tasks.
+//! The lock engine alone, beside what it cannot beat.
 //!
-//! `cargo bench -p lockservice-core --bench engine`. Each pair runs side by side in turns, and the
-//! ratio is printed: timings on a shared machine swing too much to compare across runs.
-
+//! ```sh
+//! cargo bench -p lockservice-core --bench engine
+//! ```
+//!
+//! | line | one side | other side |
+//! |---|---|---|
+//! | *lock and unlock* | a row, of a transaction of its own | insert and remove in a map under a mutex |
+//! | *hand-over* | from before the unlock until the waiter runs | the same of a oneshot channel of tokio |
+//! | *hand-over, service* | the same of `Txn::lock` and `Txn::end` | the same |
+//! | *deadlock* | the lock call that closes a cycle of 10,000 | a walk along a chain of 10,000 in a map |
+//! | *queue at a row* | a wait of a transaction for which another one waits | |
+//!
+//! A hand-over is timed by a clock, for two tasks of one thread take part; all else is CPU time of
+//! the calling thread. Both sides run in turns: medians, and the spread of the ratio.
+//!
+//! With `--count` it closes one cycle of 10,000 and does nothing else, for a tool that counts
+//! instructions:
+//!
+//! ```sh
+//! valgrind --tool=callgrind --toggle-collect='*close_cycle*' BINARY --bench --count
+//! ```
+#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures with the machine's clock")]
 
-#[path = "../tests/kit/by_id.rs"]
-mod by_id;
+#[path = "kit/mod.rs"]
+mod kit;
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::hint::black_box;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use by_id::{LockEngine, LockRequest};
-use criterion::{Criterion, criterion_group, criterion_main};
-use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
-use lockservice_core::clock::{Clock, SystemClock, Time};
-use lockservice_core::table::{EngineSettings, Grant, LockCall, TxnHandle, WaitPolicy};
-use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode, Result, ServiceId, TableId,
-    TableRef, TxnId, TxnNumber,
-};
+use kit::callers::{Engine, granted, poll, row, txn};
+use kit::served::{Served, name, serve};
+use kit::{beside, bytes, key, median, shown, time};
+use lockservice_core::clock::SystemClock;
+use lockservice_core::service::LockSpec;
+use lockservice_core::table::{LockCall, TxnHandle};
+use lockservice_core::{ErrorKind, LockItem, LockMode};
 use parking_lot::Mutex;
+use tokio::runtime::Runtime;
 
-const TABLE: TableId = TableId::new(1);
-const VERSION: BindVersion = BindVersion::new(1);
+const TURNS: usize = 15;
+const CYCLES: u64 = 100_000;
+const HAND_OVERS: usize = 20_000;
+/// Transactions that wait.
+const WAITERS: u64 = 10_000;
 
-fn engine() -> LockEngine {
-    let engine = LockEngine::new(EngineSettings::default());
-    let bind = Bind {
-        table: TableRef::new("g", "t").expect("a name"),
-        id: TABLE,
-        partition: 0,
-        owner: ServiceId::new(1),
-        version: VERSION,
-        slot: BindSlot::NONE,
-    };
-    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 52) };
-    engine.install(bind, Some(block), None).expect("the first version");
-    engine
-}
-
-/// A 16-byte key; consecutive numbers are far apart.
-fn bytes(number: u64) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-    bytes[8..].copy_from_slice(&number.to_be_bytes());
-    bytes
-}
-
-fn txn(number: u64) -> TxnId {
-    TxnId::new(ServiceId::new(1), TxnNumber::new(number), false)
-}
-
-fn lock(engine: &LockEngine, who: u64, key: u64) -> LockCall {
-    let request = LockRequest {
-        txn: txn(who),
-        table: TABLE,
-        version: VERSION,
-        items: vec![LockItem::Row(Key::new(bytes(key)).expect("a key"))],
-        mode: LockMode::Exclusive,
-        wait: WaitPolicy::Wait,
-        escalate: false,
-    };
-    engine.lock(request, Time::ZERO)
-}
-
-fn poll(call: &mut LockCall) -> Poll<Result<Grant>> {
-    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
-}
-
-fn granted(mut call: LockCall) -> Grant {
-    match poll(&mut call) {
-        Poll::Ready(Ok(grant)) => grant,
-        other => panic!("not granted: {other:?}"),
-    }
-}
-
-/// The time that `rounds` rounds of `act` take.
-fn time(rounds: u64, mut act: impl FnMut(u64)) -> Duration {
-    let clock = SystemClock;
-    let before = clock.now();
-    (0..rounds).for_each(&mut act);
-    clock.now().since(before)
-}
-
-/// Runs two things in turns and prints how their times compare: the median of the ratios.
-fn beside(
-    what: &str,
-    rounds: u64,
-    mut ours: impl FnMut(u64) -> Duration,
-    mut theirs: impl FnMut(u64) -> Duration,
-) {
-    let mut turns: Vec<(f64, Duration, Duration)> = (0..15)
-        .map(|_| {
-            let (a, b) = (ours(rounds), theirs(rounds));
-            (a.as_secs_f64() / b.as_secs_f64(), a, b)
-        })
-        .collect();
-    turns.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (ratio, a, b) = turns[turns.len() / 2];
-    let each = |time: Duration| time.as_nanos() / u128::from(rounds);
-    println!("{what}: {} ns beside {} ns, ratio {ratio:.2}", each(a), each(b));
-}
-
-fn uncontended(criterion: &mut Criterion) {
-    for resident in [0, 100_000_u64] {
-        let engine = engine();
+fn uncontended() {
+    for resident in [0, 100_000] {
+        let engine = Engine::new();
         let map = Mutex::new(HashMap::<[u8; 16], u64>::new());
+        let held = txn(u64::from(u32::MAX));
         for number in 0..resident {
-            let key = Key::new(bytes(number)).expect("a key");
-            assert!(engine.lock_row(txn(number), TABLE, &key, LockMode::Exclusive).is_some());
+            let key = key(number);
+            engine.engine.lock_row(&held, &engine.table, &key, LockMode::Exclusive).unwrap();
             map.lock().insert(bytes(number), number);
         }
-        let mut next = resident;
-        let table = engine.table(TABLE).expect("it is installed");
-        let by_handle = engine.by_handle();
-        let mut ours = || {
-            next += 1;
-            let (txn, key) = (TxnHandle::new(txn(next)), Key::new(bytes(next)).expect("a key"));
-            let grant = by_handle.lock_row(&txn, &table, &key, LockMode::Exclusive);
-            by_handle.unlock_all(&txn, None);
-            black_box(grant.expect("it is free").token);
+        let cycle = |number| {
+            let (txn, key) = (txn(number), key(number));
+            let grant = engine.engine.lock_row(&txn, &engine.table, &key, LockMode::Exclusive);
+            black_box(grant.unwrap().token);
+            engine.engine.unlock_all(&txn, None);
         };
-        let mut other = resident;
-        let mut theirs = || {
-            other += 1;
-            map.lock().insert(bytes(other), other);
-            black_box(map.lock().remove(&bytes(other)));
+        let numbers = || resident..resident + CYCLES;
+        let ours = || time(|| numbers().for_each(cycle)) / CYCLES as f64;
+        let insert_and_remove = |number| {
+            map.lock().insert(bytes(number), number);
+            black_box(map.lock().remove(&bytes(number)));
         };
-        let name = format!("lock and unlock a row, {resident} held");
-        beside(
-            &name,
-            100_000,
-            |rounds| time(rounds, |_| ours()),
-            |rounds| time(rounds, |_| theirs()),
-        );
-        criterion.bench_function(&name, |bencher| bencher.iter(&mut ours));
-        criterion.bench_function(&format!("insert and remove, {resident} there"), |bencher| {
-            bencher.iter(&mut theirs)
-        });
+        let theirs = || time(|| numbers().for_each(insert_and_remove)) / CYCLES as f64;
+        beside(&format!("lock and unlock a row, {resident} held"), TURNS, ours, theirs);
     }
 }
 
-/// From before the unlock, or the send, until the waiter runs.
-fn hand_over(_: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let engine = engine();
-    let mut who = 0;
-    let ours = |rounds| {
-        runtime.block_on(async {
-            let mut total = Duration::ZERO;
-            for _ in 0..rounds {
-                granted(lock(&engine, who, 0));
-                let call = lock(&engine, who + 1, 0);
-                let waiter = tokio::spawn(async move {
-                    black_box(call.await.expect("it is granted").token);
-                    SystemClock.now()
-                });
-                // The waiter is polled once, and waits.
-                tokio::task::yield_now().await;
-                let before = SystemClock.now();
-                engine.unlock_all(txn(who), None);
-                total += waiter.await.expect("it runs").since(before);
-                engine.unlock_all(txn(who + 1), None);
-                who += 2;
-            }
-            total
-        })
-    };
-    let theirs = |rounds| {
-        runtime.block_on(async {
-            let mut total = Duration::ZERO;
-            for round in 0..rounds {
-                let (sender, receiver) = tokio::sync::oneshot::channel::<u64>();
-                let waiter = tokio::spawn(async move {
-                    black_box(receiver.await.expect("it is sent"));
-                    SystemClock.now()
-                });
-                tokio::task::yield_now().await;
-                let before = SystemClock.now();
-                sender.send(round).expect("it waits");
-                total += waiter.await.expect("it runs").since(before);
-            }
-            total
-        })
-    };
-    beside("unlock to the next waiter running, beside a oneshot", 20_000, ours, theirs);
+/// Nanoseconds of a hand-over: the median of many, one after another on one thread. (A mean would
+/// count the time that other processes take from this one.)
+fn timed(runtime: &Runtime, hand_over: impl AsyncFn() -> Duration) -> f64 {
+    median(runtime.block_on(async {
+        let mut times = Vec::with_capacity(HAND_OVERS);
+        for _ in 0..HAND_OVERS {
+            times.push(hand_over().await.as_nanos() as f64);
+        }
+        times
+    }))
 }
 
-/// Ten thousand transactions wait, and one more wait closes a cycle.
-fn deadlock(_: &mut Criterion) {
-    const WAITERS: u64 = 10_000;
-    let clock = SystemClock;
-    let report = |what: &str,
-                  cycle_length: usize,
-                  prepare: &dyn Fn(&LockEngine) -> Vec<LockCall>,
-                  close: (u64, u64)| {
-        let mut times: Vec<Duration> = (0..9)
-            .map(|_| {
-                let engine = engine();
-                let mut calls = prepare(&engine);
-                let before = clock.now();
-                let mut call = lock(&engine, close.0, close.1);
-                let time = clock.now().since(before);
-                let reported =
-                    calls.iter_mut().chain([&mut call]).find_map(|call| match poll(call) {
-                        Poll::Ready(Err(error)) if error.kind() == ErrorKind::Deadlock => {
-                            error.deadlock().map(<[_]>::len)
-                        }
-                        _ => None,
-                    });
-                assert_eq!(reported, Some(cycle_length));
-                time
-            })
-            .collect();
-        times.sort();
-        println!("a deadlock among {WAITERS} waiters, {what}: {:?}", times[times.len() / 2]);
+async fn by_oneshot() -> Duration {
+    let (sender, receiver) = tokio::sync::oneshot::channel::<u64>();
+    let waiter = tokio::spawn(async move {
+        black_box(receiver.await.unwrap());
+        Instant::now()
+    });
+    // The waiter is polled once, and waits.
+    tokio::task::yield_now().await;
+    let before = Instant::now();
+    sender.send(1).unwrap();
+    waiter.await.unwrap() - before
+}
+
+async fn by_engine(engine: &Engine) -> Duration {
+    let [holder, next] = [1, 2].map(txn);
+    engine.holds(&holder, row(0));
+    let call = engine.lock(&next, row(0));
+    let waiter = tokio::spawn(async move {
+        black_box(call.await.unwrap().token);
+        Instant::now()
+    });
+    tokio::task::yield_now().await;
+    let before = Instant::now();
+    engine.engine.unlock_all(&holder, None);
+    let took = waiter.await.unwrap() - before;
+    engine.engine.unlock_all(&next, None);
+    took
+}
+
+async fn by_service(served: &Served) -> Duration {
+    let [holder, next] = [(); 2].map(|()| served.begin());
+    holder.lock_row(&served.table, &key(1), LockMode::Exclusive).unwrap();
+    let waiter = tokio::spawn(async move {
+        let spec = LockSpec::new(name(), vec![LockItem::Row(key(1))]);
+        black_box(next.lock(spec).await.unwrap().grant.token);
+        (Instant::now(), next)
+    });
+    tokio::task::yield_now().await;
+    let before = Instant::now();
+    holder.end(None);
+    let (at, next) = waiter.await.unwrap();
+    next.end(None);
+    at - before
+}
+
+fn hand_over() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let engine = Engine::new();
+    let served = runtime.block_on(serve(Arc::new(SystemClock)));
+    let theirs = || timed(&runtime, by_oneshot);
+    let ours = || timed(&runtime, async || by_engine(&engine).await);
+    beside("hand-over, beside a oneshot", TURNS, ours, theirs);
+    let ours = || timed(&runtime, async || by_service(&served).await);
+    beside("hand-over, service, beside a oneshot", TURNS, ours, theirs);
+}
+
+/// Transactions that wait, of whom one is about to close a cycle.
+struct Waiting {
+    engine: Engine,
+    txns: Vec<TxnHandle>,
+    calls: Vec<LockCall>,
+}
+
+impl Waiting {
+    /// Each waits for the one before it: the longest cycle there can be.
+    fn in_a_chain() -> Self {
+        let engine = Engine::new();
+        let txns: Vec<TxnHandle> = (0..=WAITERS).map(txn).collect();
+        (0..).zip(&txns).for_each(|(number, txn)| engine.holds(txn, row(number)));
+        let calls = (0..).zip(&txns[1..]).map(|(before, txn)| engine.waits(txn, row(before)));
+        let calls = calls.collect();
+        Self { engine, txns, calls }
+    }
+
+    /// All wait for row 0. The last one holds row 1.
+    fn in_one_queue() -> Self {
+        let engine = Engine::new();
+        let txns: Vec<TxnHandle> = (0..=WAITERS).map(txn).collect();
+        engine.holds(&txns[0], row(0));
+        engine.holds(&txns[txns.len() - 1], row(1));
+        let calls = txns[1..].iter().map(|txn| engine.waits(txn, row(0))).collect();
+        Self { engine, txns, calls }
+    }
+
+    /// The first one closes a cycle of so many members by a wait for a row. Returns the time.
+    fn close(mut self, number: u64, members: usize) -> f64 {
+        let mut call = None;
+        let took = time(|| call = Some(close_cycle(&self.engine, &self.txns[0], number)));
+        self.calls.extend(call);
+        let found = self.calls.iter_mut().find_map(|call| match poll(call) {
+            Poll::Ready(Err(error)) if error.kind() == ErrorKind::Deadlock => {
+                error.deadlock().map(<[_]>::len)
+            }
+            _ => None,
+        });
+        assert_eq!(found, Some(members));
+        took
+    }
+}
+
+#[inline(never)]
+fn close_cycle(engine: &Engine, who: &TxnHandle, number: u64) -> LockCall {
+    engine.lock(who, row(number))
+}
+
+fn deadlock() {
+    let mut next: HashMap<u64, u64> = (0..WAITERS).map(|at| (at, at + 1)).collect();
+    next.insert(WAITERS, 0);
+    let walk = || {
+        time(|| {
+            let (mut at, mut steps) = (black_box(0), 0);
+            loop {
+                (at, steps) = (next[&at], steps + 1);
+                if at == 0 {
+                    break;
+                }
+            }
+            black_box(steps);
+        })
     };
-    // Transaction 0 holds row 0, for which all wait; the last of them holds row 1, for which 0
-    // waits then.
-    let hot = |engine: &LockEngine| {
-        granted(lock(engine, 0, 0));
-        granted(lock(engine, WAITERS, 1));
-        (1..=WAITERS).map(|who| lock(engine, who, 0)).collect()
-    };
-    report("all in one queue", 2, &hot, (0, 1));
-    // Each waits for the one before it: the longest cycle there can be.
-    let chain = |engine: &LockEngine| {
-        (0..=WAITERS).for_each(|who| drop(granted(lock(engine, who, who))));
-        (1..=WAITERS).map(|who| lock(engine, who, who - 1)).collect()
-    };
-    report("all in one cycle", WAITERS as usize + 1, &chain, (0, WAITERS));
+    let chain = || Waiting::in_a_chain().close(WAITERS, WAITERS as usize + 1);
+    beside("a deadlock, all 10000 in one cycle, beside a walk", TURNS, chain, walk);
+    let queue = || Waiting::in_one_queue().close(1, 2);
+    beside("a deadlock, all 10000 in one queue, beside a walk", TURNS, queue, walk);
 }
 
 /// Ten thousand transactions, for each of which another one waits, queue at one row, one after
 /// another.
-fn hot_row(_: &mut Criterion) {
-    const WAITERS: u64 = 10_000;
-    let engine = engine();
-    granted(lock(&engine, 3 * WAITERS, 0));
-    (1..=WAITERS).for_each(|who| drop(granted(lock(&engine, who, who))));
+fn hot_row() {
+    let engine = Engine::new();
+    let holder = txn(3 * WAITERS);
+    engine.holds(&holder, row(0));
+    let waited_for: Vec<TxnHandle> = (1..=WAITERS).map(txn).collect();
+    let others: Vec<TxnHandle> = (1..=WAITERS).map(|who| txn(WAITERS + who)).collect();
+    (1..).zip(&waited_for).for_each(|(number, txn)| engine.holds(txn, row(number)));
     let mut calls: Vec<LockCall> =
-        (1..=WAITERS).map(|who| lock(&engine, WAITERS + who, who)).collect();
-    let total = time(WAITERS, |who| calls.push(lock(&engine, who + 1, 0)));
-    println!(
-        "{WAITERS} transactions, each waited for, queue at a row: {} ns each",
-        total.as_nanos() / u128::from(WAITERS)
-    );
+        (1..).zip(&others).map(|(number, txn)| engine.waits(txn, row(number))).collect();
+    let total = time(|| calls.extend(waited_for.iter().map(|txn| engine.lock(txn, row(0)))));
+    println!("{WAITERS}, each waited for, queue at a row: {} each", shown(total / WAITERS as f64));
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .measurement_time(Duration::from_secs(2))
-        .warm_up_time(Duration::from_millis(500));
-    targets = uncontended, hand_over, deadlock, hot_row
+fn main() {
+    if std::env::args().any(|argument| argument == "--count") {
+        Waiting::in_a_chain().close(WAITERS, WAITERS as usize + 1);
+        return;
+    }
+    // A grant of a free row, so that the first turn measures no first use.
+    let engine = Engine::new();
+    drop(granted(engine.lock(&txn(1), row(1))));
+    uncontended();
+    hand_over();
+    deadlock();
+    hot_row();
 }
-criterion_main!(benches);
