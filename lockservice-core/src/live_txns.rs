@@ -20,9 +20,9 @@ use crate::id::{TxnId, TxnNumber};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, Padded};
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const STRIPES: usize = 64;
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const STRIPES: usize = 2;
 
 /// The numbers of an incarnation's transactions, and which of the validating ones are alive.

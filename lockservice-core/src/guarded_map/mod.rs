@@ -40,16 +40,16 @@ pub(crate) use self::read_mostly::{ReadMostlyMap, View};
 
 /// Shards of a [new](GuardedMap::new) map: so many that two of a few dozen threads rarely meet in
 /// one.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const SHARDS_DEFAULT: usize = 256;
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const SHARDS_DEFAULT: usize = 2;
 
 /// The hash of the crate's sharded tables, with random words that clients cannot predict.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) type KeyHasher = foldhash::quality::RandomState;
 /// Loom replays interleavings, so every run must put a key into the same shard.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(crate) type KeyHasher = foldhash::quality::FixedState;
 
 /// A sharded map reached through closures: no guard can be held too long, and no lookup creates an

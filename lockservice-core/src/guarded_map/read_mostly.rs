@@ -22,9 +22,9 @@ use hashbrown::HashMap;
 use crate::sync::{Padded, RwLock, thread_number};
 
 /// Copies of a map: threads beyond that share some.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const COPIES: usize = 16;
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const COPIES: usize = 2;
 
 /// A fixed hash: keys are numbers that a leader gave out.

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 
 use crate::allocator::Progress;
 use crate::clock::Time;
+use crate::env::{AbortHandle, Handle};
 use crate::guarded_map::GuardedMap;
 use crate::id::{Nonce, ServiceId, SessionId, TxnId};
 use crate::service::lease::{Lease, Serving};

@@ -64,11 +64,11 @@ mod txn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::allocator::{OriginTxns, Registration};
 use crate::clock::Clock;
+use crate::env::Handle;
 use crate::error::{Error, Result};
 use crate::guarded_map::GuardedMap;
 use crate::id::{NodeName, Nonce, ServiceId, TableRef};

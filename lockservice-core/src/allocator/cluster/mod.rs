@@ -35,7 +35,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch::{Receiver, Sender};
-use tokio::task::JoinHandle;
 
 use crate::allocator::cluster::campaign::campaign;
 use crate::allocator::cluster::observed::Observed;
@@ -44,7 +43,7 @@ use crate::allocator::leader::origins::Origins;
 use crate::allocator::leader::{AllocatorStopped, LocalAllocator};
 use crate::allocator::state::stopping;
 use crate::allocator::{AllocatorSettings, LockTableAllocator};
-use crate::env::Env;
+use crate::env::{Env, JoinHandle};
 use crate::error::{Error, Result};
 use crate::id::NodeName;
 use crate::store::{BindStore, Cluster, ClusterId, NodeAddress};

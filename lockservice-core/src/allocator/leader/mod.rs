@@ -51,7 +51,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 
 use crate::allocator::cluster::observed::Observed;
 use crate::allocator::leader::run::lead;
@@ -59,7 +58,7 @@ use crate::allocator::leader::sweep::sweep;
 use crate::allocator::messages::{BeginCommit, CommitAdmission};
 use crate::allocator::settings::AllocatorSettings;
 use crate::allocator::state::stopping;
-use crate::env::Env;
+use crate::env::{Env, JoinHandle};
 use crate::error::{Error, Result};
 use crate::id::{CommitAttempt, Epoch, TxnId};
 use crate::store::{BindStore, Candidate};

@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
 use crate::allocator::leader::leadership::LeadershipCell;
@@ -14,6 +13,7 @@ use crate::allocator::leader::sweep::sweep_every;
 use crate::allocator::leader::writer::{Command, Writer, another_store, end};
 use crate::allocator::leader::{Beginning, Elected, LocalShared, NameHolder};
 use crate::clock::hi;
+use crate::env::JoinHandle;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::store::{Acquired, BindStore, Leadership, Lineage};

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 use crate::allocator::leader::LocalAllocator;
 use crate::allocator::leader::writer::Command;
 use crate::allocator::state::{AllocatorState, stopping};
 use crate::clock::Time;
+use crate::env::JoinHandle;
 use crate::error::Result;
 use crate::sync::atomic::Ordering;
 

@@ -42,9 +42,9 @@ use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Slots of the first segment.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const FIRST: usize = 1 << 10;
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const FIRST: usize = 1 << 1;
 
 /// The number of free slots that a claim checks before it takes one that was never used.

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 
 use crate::allocator::ForgetOutcome;
 use crate::bind::Bind;
+use crate::env::JoinSet;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableRef};
 use crate::service::tables::{RETRY_FIRST, RETRY_MOST, Tables};

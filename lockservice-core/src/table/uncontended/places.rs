@@ -92,13 +92,13 @@ impl TablePlaces {
 
 /// The shards of a table: so many that two threads of this machine rarely meet in one, and not so
 /// many that tables with few locks take much memory (256 bytes a shard).
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 fn shards() -> usize {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (threads * 4).next_power_of_two().clamp(8, 16)
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const fn shards() -> usize {
     2
 }

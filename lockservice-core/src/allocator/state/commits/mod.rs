@@ -95,9 +95,9 @@ pub use self::origin::{OriginTxns, TxnLife, TxnRange};
 pub(crate) use self::stripe::Window;
 pub(crate) use self::tombstones::Tombstoned;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const STRIPES: usize = 64;
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const STRIPES: usize = 2;
 
 /// Most attempts of one transaction that may be in flight at one time.

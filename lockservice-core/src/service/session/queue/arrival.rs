@@ -3,9 +3,9 @@
 
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 
 use crate::clock::Time;
+use crate::env::AbortHandle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Sequence;
 use crate::service::session::queue::{Room, Step, TxnQueue, Waiting};

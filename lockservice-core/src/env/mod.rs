@@ -15,6 +15,13 @@
 //!
 //! Timers only wake. A reading of the clock decides whether a promise is over.
 //!
+//! Under `--cfg shuttle` tasks and timers are those of a model: see `model.rs`.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `mod.rs` | [`Env`], and the rate of its clock |
+//! | `model.rs` | tasks and timers for shuttle, in place of tokio's |
+//!
 //! ```
 //! # use lockservice_core::clock::SystemClock;
 //! # use lockservice_core::env::{ClockRate, Env};
@@ -27,19 +34,32 @@
 // This module is the one way to the effects that the lint forbids.
 #![allow(clippy::disallowed_methods, reason = "every effect of this crate is called here")]
 
+#[cfg(shuttle)]
+mod model;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
-use tokio::task::{JoinHandle, JoinSet};
+#[cfg(not(shuttle))]
 use tokio::time::{Sleep, Timeout};
 
 use crate::clock::{Clock, SystemClock, Time};
 use crate::sync::Mutex;
 
+#[cfg(shuttle)]
+pub(crate) use self::model::{AbortHandle, Handle, JoinHandle, JoinSet};
+#[cfg(not(shuttle))]
+#[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
+pub(crate) use tokio::runtime::Handle;
+#[cfg(not(shuttle))]
+#[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
+pub(crate) use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+
 /// Ids are below this bound, so that languages whose numbers are doubles can hold them.
+#[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
 const ID_END: u64 = 1 << 53;
 
 /// The effects of one node. Cheap to clone; clones share clock and randomness.
@@ -51,12 +71,15 @@ pub struct Env {
     clock: Arc<dyn Clock>,
     /// `None` for a real environment.
     simulation: Option<Arc<Simulation>>,
+    #[cfg(shuttle)]
+    timers: model::Timers,
 }
 
 #[derive(Debug)]
 struct Simulation {
     /// Locked for one draw, together with nothing.
     random: Mutex<StdRng>,
+    #[cfg_attr(shuttle, allow(dead_code, reason = "the timers of a model follow its clock"))]
     rate: ClockRate,
 }
 
@@ -68,7 +91,7 @@ impl Env {
 
     /// A real environment with a clock of the caller's choice.
     pub fn real(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, simulation: None }
+        Self::new(clock, None)
     }
 
     /// The environment of one simulated node: randomness is drawn from `seed`, and clock and timers
@@ -82,7 +105,16 @@ impl Env {
             ClockRate::EXACT => clock,
             rate => Arc::new(SkewedClock { exact: clock, rate }),
         };
-        Self { clock, simulation: Some(Arc::new(Simulation { random, rate })) }
+        Self::new(clock, Some(Arc::new(Simulation { random, rate })))
+    }
+
+    fn new(clock: Arc<dyn Clock>, simulation: Option<Arc<Simulation>>) -> Self {
+        Self {
+            clock,
+            simulation,
+            #[cfg(shuttle)]
+            timers: model::Timers::default(),
+        }
     }
 
     /// The clock of the node.
@@ -104,6 +136,7 @@ impl Env {
     }
 
     /// A random number that serves as an id: at least 1 and below 2^53.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
     pub(crate) fn random_id(&self) -> u64 {
         match &self.simulation {
             None => rand::random_range(1..ID_END),
@@ -129,13 +162,17 @@ impl Env {
         &self,
         task: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
-        tokio::spawn(task)
+        #[cfg(not(shuttle))]
+        return tokio::spawn(task);
+        #[cfg(shuttle)]
+        return model::spawn(task);
     }
 
     /// Runs a task that ends when `set` is dropped.
     ///
     /// # Panics
     /// Outside a tokio runtime.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
     pub(crate) fn spawn_in<T: Send + 'static>(
         &self,
         set: &mut JoinSet<T>,
@@ -154,8 +191,9 @@ impl Env {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
         match &self.simulation {
+            #[cfg(not(shuttle))]
             None => tokio::task::spawn_blocking(work),
-            Some(_) => tokio::spawn(async move { work() }),
+            _ => self.spawn(async move { work() }),
         }
     }
 
@@ -166,6 +204,7 @@ impl Env {
     ///
     /// # Panics
     /// Outside a tokio runtime with time enabled.
+    #[cfg(not(shuttle))]
     pub fn sleep(&self, duration: Duration) -> Sleep {
         tokio::time::sleep(self.exact(duration))
     }
@@ -181,11 +220,13 @@ impl Env {
     ///
     /// # Panics
     /// Outside a tokio runtime with time enabled.
+    #[cfg(not(shuttle))]
     pub fn timeout<F: Future>(&self, duration: Duration, future: F) -> Timeout<F> {
         tokio::time::timeout(self.exact(duration), future)
     }
 
     /// The time of a node's timer by an exact clock.
+    #[cfg(not(shuttle))]
     fn exact(&self, duration: Duration) -> Duration {
         match &self.simulation {
             None => duration,
@@ -232,6 +273,7 @@ impl ClockRate {
     }
 
     /// The exact time after which the clock of the node shows so much.
+    #[cfg_attr(shuttle, allow(dead_code, reason = "the timers of a model follow its clock"))]
     fn exact(self, shown: Duration) -> Duration {
         scaled(shown, PARTS, self.parts)
     }
@@ -264,7 +306,7 @@ impl Clock for SkewedClock {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::testing::TokioClock;
