@@ -148,6 +148,9 @@ fn a_dropped_call(world: World) -> [bool; 2] {
         let received = received.expect("the holder ends");
         if received {
             dropped.work("a", Exclusive);
+        } else {
+            // Others get the lock although the transaction goes on.
+            lock_embedded(&dropped, "a", Exclusive).end(None);
         }
         [received, txn.end(None) == 1]
     });
