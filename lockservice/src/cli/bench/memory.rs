@@ -29,22 +29,20 @@ const WARM_UP: u32 = 500;
 /// The number of lock calls that are under way at once.
 const AT_ONCE: usize = 256;
 
-/// Measures both with `count` calls, and prints the results.
+/// Measures both with `count` calls, and prints the results. Each has a server of its own, for one
+/// would use the memory again that another left.
 pub(super) async fn measure(count: u32, json: bool) -> Result<(), Failure> {
-    let server = ServerChild::start(Serves::Locks).await?;
-    let mut sessions = Vec::new();
-    for _ in 0..count.div_ceil(PER_SESSION) {
-        let client = Client::builder().name("bench").connect(&server.address).await?;
-        sessions.push(client.session(Some(TTL)).await?);
-    }
-    let bench = Bench { sessions, table: TableRef::new("default", "bench")?, pid: server.pid };
-    bench.waiters(WARM_UP).await?;
-    let waiters = bench.waiters(count).await?;
-    bench.locks(WARM_UP).await?;
-    let locks = bench.locks(count).await?;
     let output = Output::new(json);
-    for (what, used) in [("waiting calls", waiters), ("locks with a transaction each", locks)] {
-        let Used { each, left_percent } = used;
+    for what in [What::Waiters, What::Locks] {
+        let server = ServerChild::start(Serves::Locks).await?;
+        let bench = Bench::open(&server, count).await?;
+        bench.run(what, WARM_UP).await?;
+        let Used { each, left_percent } = bench.run(what, count).await?;
+        for session in &bench.sessions {
+            session.close().await?;
+        }
+        server.stop().await;
+        let what = what.name();
         output.line(&if json {
             json!({ "memory": what, "count": count, "bytes": each, "left_percent": left_percent })
                 .to_string()
@@ -52,11 +50,23 @@ pub(super) async fn measure(count: u32, json: bool) -> Result<(), Failure> {
             format!("{count} {what}: {each} bytes each; {left_percent} % left when they ended")
         })?;
     }
-    for session in &bench.sessions {
-        session.close().await?;
-    }
-    server.stop().await;
     Ok(())
+}
+
+/// The object of a measurement.
+#[derive(Clone, Copy)]
+enum What {
+    Waiters,
+    Locks,
+}
+
+impl What {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Waiters => "waiting calls",
+            Self::Locks => "locks with a transaction each",
+        }
+    }
 }
 
 /// The memory that was in use, and the part that the process kept.
@@ -72,6 +82,22 @@ struct Bench {
 }
 
 impl Bench {
+    async fn open(server: &ServerChild, count: u32) -> Result<Self> {
+        let mut sessions = Vec::new();
+        for _ in 0..count.div_ceil(PER_SESSION) {
+            let client = Client::builder().name("bench").connect(&server.address).await?;
+            sessions.push(client.session(Some(TTL)).await?);
+        }
+        Ok(Self { sessions, table: TableRef::new("default", "bench")?, pid: server.pid })
+    }
+
+    async fn run(&self, what: What, count: u32) -> Result<Used> {
+        match what {
+            What::Waiters => self.waiters(count).await,
+            What::Locks => self.locks(count).await,
+        }
+    }
+
     fn session(&self, at: u32) -> &Session {
         &self.sessions[(at / PER_SESSION) as usize % self.sessions.len()]
     }
