@@ -10,6 +10,7 @@ use super::tcp::Tcp;
 use crate::cli::exit::Failure;
 
 /// Another system to measure beside, parsed once.
+#[allow(clippy::large_enum_variant, reason = "there are few, and they are moved once")]
 pub(crate) enum Beside {
     /// A bare gRPC stream that sends back what it gets.
     Echo,
