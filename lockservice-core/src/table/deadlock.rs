@@ -17,7 +17,7 @@ use crate::key::LockMode;
 /// not wait for itself, for any number of waiters behind it.
 const FORWARD_STEPS_MAX: usize = 64;
 
-/// The largest number of a transaction's locks that are compared with a queue before a search.
+/// The largest number of a transaction's locks that are looked at before a search.
 const LOCKS_COMPARED_MAX: usize = 16;
 
 /// A shortest cycle of waits.
@@ -96,19 +96,15 @@ impl EngineState {
     /// Resolves every cycle that a wait has closed as it began. All of them run through it, for
     /// there was none before.
     pub(super) fn resolve_cycles(&mut self, id: CallId) {
-        if !self.family_holds_something(&self.calls[id]) {
-            // No waiter waits for a transaction that holds nothing, and none is behind it yet.
-            return;
-        }
-        let mut forward = WaitedFor::new(self, Edges::All, id, None, FORWARD_STEPS_MAX);
-        if forward.all() && !forward.closes {
+        if !self.may_be_waited_for(&self.calls[id]) || !self.may_close(id) {
             return;
         }
         if let Some(cycle) = self.cycle(id, Edges::Hard) {
             let victim = self.victim(id, &cycle);
             let error = self.deadlock_error(&cycle.members, victim);
             self.fail(victim, error);
-            if victim == id {
+            // The victim often was the one that it waited for: no other search, then.
+            if victim == id || !self.may_close(id) {
                 return;
             }
         }
@@ -116,6 +112,12 @@ impl EngineState {
             return;
         }
         self.reorder(id);
+    }
+
+    /// False if a short search shows that a waiter does not wait for itself.
+    fn may_close(&self, id: CallId) -> bool {
+        let mut forward = WaitedFor::new(self, Edges::All, id, None, FORWARD_STEPS_MAX);
+        !forward.all() || forward.closes
     }
 
     /// Resolves the cycles through `start` that are left and that only ancestors close. True if
@@ -245,6 +247,32 @@ impl EngineState {
             });
         }
         holder.unwrap_or(next.txn)
+    }
+
+    /// False if no waiter waits for a lock of the call's transaction or of an ancestor: nothing is
+    /// behind the call either, then, unless it is an upgrade, which has such a lock. True also if
+    /// they hold too many locks for a look at each.
+    fn may_be_waited_for(&self, call: &EngineCall) -> bool {
+        let mut looks = LOCKS_COMPARED_MAX;
+        let held = call.family().filter_map(|txn| self.txns.get(&txn)).flat_map(|txn| &txn.held);
+        for (table, items) in held {
+            let Some(table) = self.tables.get(table).filter(|table| !table.waiting.is_empty())
+            else {
+                continue;
+            };
+            for item in items.iter() {
+                let mut has_waiter = looks == 0;
+                looks = looks.saturating_sub(1);
+                table.overlapping_queues(item, |_, _| {
+                    has_waiter = true;
+                    ControlFlow::Break(())
+                });
+                if has_waiter {
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     /// False if no waiter can wait for a lock of the call's transaction or of an ancestor.

@@ -28,6 +28,21 @@ impl LockTable {
         }
     }
 
+    /// Like [`overlapping`](Self::overlapping), for a caller that has the entry of exactly `item`:
+    /// another look-up of a row would take as long as all the rest.
+    pub(in crate::table) fn overlapping_from<'a>(
+        &'a self,
+        item: &'a LockItem,
+        own: Option<&'a Entry>,
+        mut visit: impl FnMut(ItemRef<'a>, &'a Entry) -> ControlFlow<()>,
+    ) {
+        let LockItem::Row(key) = item else { return self.overlapping(item, visit) };
+        step();
+        if own.is_none_or(|entry| visit(ItemRef::Row(key), entry).is_continue()) {
+            let _ = self.overlapping_ranges(item, &mut visit);
+        }
+    }
+
     /// Like [`overlapping`](Self::overlapping), but only the entries after `after`.
     pub(in crate::table) fn overlapping_after<'a>(
         &'a self,

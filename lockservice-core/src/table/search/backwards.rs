@@ -177,8 +177,10 @@ impl<'a> Waiters<'a> {
                 // A waiter for one holder of an entry waits for all that hold it in the same mode,
                 // but never for itself.
                 // The root, which is expanded first, does not find its own call. A later holder of
-                // the same entry has to, so the entries of the root do not count as expanded.
+                // the same entry has to, so the entries of the root do not count as expanded. An
+                // entry with one holder comes up once.
                 if of.is_none()
+                    || entry.holders().len() == 1
                     || self.expanded.insert((Address::of(entry), own.mode as u32), ()).is_none()
                 {
                     closes |= self.walk_holders(table, (item, entry), own.mode, of);

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::{Address, Edges, RequestKey};
 use crate::key::LockMode;
 use crate::table::call::CallId;
-use crate::table::entry::Position;
+use crate::table::entry::{Entry, Position};
 use crate::table::hash::IdMap;
 use crate::table::queue::Queue;
 use crate::table::state::EngineState;
@@ -91,12 +91,15 @@ impl<'a> WaitedFor<'a> {
         // Waiters with the same request wait for the same holders, but never for themselves. The
         // first of them searches the holders for all, and was found before. Only a wait for `from`
         // can be found after `from` was expanded.
-        let is_new = self.expanded.insert(state.requested_at(id), ()).is_none();
+        let table = &state.tables[&call.table];
+        let own = table.entry(call.item());
+        let requested = RequestKey::new(own.and_then(Entry::queue), call.mode);
+        let is_new = self.expanded.insert(requested, ()).is_none();
         if id == self.from {
             self.expanded.clear();
         }
         let mut enough = ControlFlow::Continue(());
-        state.tables[&call.table].overlapping(call.item(), |_, entry| {
+        table.overlapping_from(call.item(), own, |_, entry| {
             enough = (|| {
                 self.take_step()?;
                 if is_new {
