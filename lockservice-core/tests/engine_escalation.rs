@@ -4,14 +4,14 @@
 mod kit;
 
 use kit::by_id::LockEngine;
-use kit::{TABLE, engine_with, granted, key, kind, lock, poll, request, row, txn};
+use kit::{TABLE, engine_with, granted, held_bytes, key, kind, lock, poll, request, row, txn};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, LockCall};
 use lockservice_core::{ErrorKind, LockItem, LockMode};
 
 /// An engine with room for three short rows of one transaction.
 fn engine() -> LockEngine {
-    let three = 3 * 240 + 100;
+    let three = 3 * held_bytes(&row("a")) + held_bytes(&row("a")) / 2;
     engine_with(EngineSettings { txn_lock_bytes_max: three, ..EngineSettings::default() })
 }
 

@@ -17,7 +17,8 @@ use lockservice_core::service::{
 use lockservice_core::store::MemoryStore;
 use lockservice_core::testing::{ManualClock, StallingClock};
 use lockservice_core::{
-    CommitAttempt, ErrorKind, Key, LockItem, NodeName, Nonce, Sequence, TableRef, TxnId, TxnNumber,
+    CommitAttempt, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Sequence, TableRef, TxnId,
+    TxnNumber,
 };
 
 const TTL: Duration = Duration::from_secs(2);
@@ -134,6 +135,28 @@ async fn a_grant_promises_no_longer_than_the_lease() {
         clock.advance(lease / 2);
         tokio::time::sleep(lease / 2).await;
         let valid_for = stalled.go_on().expect("the lease holds").valid_for;
+        assert!(valid_for <= lease, "stopped at reading {nth}: promised for {valid_for:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_is_locked_at_once_is_promised_no_longer_than_the_lease() {
+    let lease = AllocatorSettings::default().constants.lease_ttl();
+    for nth in 1..READINGS_MAX {
+        let clock = ManualClock::new();
+        let stalling = StallingClock::new(clock.clone());
+        let service = service(&clock, &stalling).await;
+        let first = service.begin(TxnOptions::default()).expect("begin");
+        first.lock(spec()).await.expect("free");
+        first.end(None);
+        let table = service.table(&spec().table).expect("it is bound");
+        let txn = service.begin(TxnOptions::default()).expect("begin");
+        tokio::task::yield_now().await;
+        let key = Key::new("k").expect("a key");
+        let stalled = stalling.stall(nth, move || txn.lock_row(&table, &key, LockMode::Exclusive));
+        clock.advance(lease / 2);
+        tokio::time::sleep(lease / 2).await;
+        let valid_for = stalled.go_on().expect("the lease holds").promise.valid_for;
         assert!(valid_for <= lease, "stopped at reading {nth}: promised for {valid_for:?}");
     }
 }

@@ -53,7 +53,7 @@ impl ServiceInner {
 
     /// Like [`check_serving`](Self::check_serving), at a time that was just read.
     pub(crate) fn check_serving_at(&self, now: Time) -> Result<()> {
-        if self.serving.remaining(now).is_some() {
+        if self.serving.is_at(now) {
             return Ok(());
         }
         // The reason follows.
@@ -68,7 +68,7 @@ impl ServiceInner {
     /// The raw remaining lease. Fails if there is none: seals the service on the spot (B2).
     pub(crate) fn lease_remaining(&self) -> Result<Duration> {
         // The usual case needs no mutex.
-        if let Some(remaining) = self.serving.remaining(self.parts.env.now()) {
+        if let Some(remaining) = self.serving.remaining(&**self.parts.env.clock()) {
             return Ok(remaining);
         }
         let remaining = self.with_lease(|lease, now| lease.remaining(now));

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::Lease;
-use crate::clock::Time;
+use crate::clock::{Clock, Time};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// See the module. Written under the mutex of the lease alone.
 ///
-/// A reader takes the time first and looks then. So it sees a lease that was valid at that time, or
-/// a later renewal of it: a lease that is found over is never renewed.
+/// A reader that takes the time first and looks then sees a lease that was valid at that time, or a
+/// later renewal of it: a lease that is found over is never renewed. A reader that looks first sees
+/// a lease that was not over by then, and by its later time knows whether that one still is not.
 ///
 /// The end is written first, and read last. So a reader that sees a renewal in `seal_at`
 /// (`Acquire`, with the `Release` of [`set`](Self::set)) sees the end of that renewal, or of a
@@ -49,15 +50,20 @@ impl Serving {
         self.seal_at.store(0, Ordering::Release);
     }
 
-    /// The raw remaining lease; `None` if the service may not respond any more. `now` was read
-    /// before the call.
-    pub(crate) fn remaining(&self, now: Time) -> Option<Duration> {
-        let now = nanos(now);
-        if now >= self.seal_at.load(Ordering::Acquire) {
-            return None;
-        }
+    /// True if the service may respond at `now`, which was read before the call.
+    pub(crate) fn is_at(&self, now: Time) -> bool {
+        nanos(now) < self.seal_at.load(Ordering::Acquire)
+    }
+
+    /// The raw remaining lease; `None` if the service may not respond any more.
+    ///
+    /// The clock is read last. So this is no more than the length of the lease, however long the
+    /// thread is held up on the way and whatever is renewed meanwhile.
+    pub(crate) fn remaining(&self, clock: &dyn Clock) -> Option<Duration> {
+        let seal_at = self.seal_at.load(Ordering::Acquire);
         let ends_at = self.ends_at.load(Ordering::Relaxed);
-        Some(Duration::from_nanos(ends_at.saturating_sub(now)))
+        let now = nanos(clock.now());
+        (now < seal_at).then(|| Duration::from_nanos(ends_at.saturating_sub(now)))
     }
 }
 
@@ -70,23 +76,33 @@ fn nanos(time: Time) -> u64 {
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
+    struct Shows(Time);
+
+    impl Clock for Shows {
+        fn now(&self) -> Time {
+            self.0
+        }
+    }
+
     #[test]
     fn it_serves_as_long_as_its_lease_and_never_after_it_was_closed() {
         let at = |ms| Time::from_origin(Duration::from_millis(ms));
         let ttl = Duration::from_secs(5);
         let mut lease = Lease::new(at(1_000), ttl);
         let serving = Serving::new(&lease);
-        assert_eq!(serving.remaining(at(2_000)), Some(Duration::from_secs(4)));
-        assert_eq!(serving.remaining(at(5_849)), Some(Duration::from_millis(151)));
-        assert_eq!(serving.remaining(at(5_850)), None);
+        assert_eq!(serving.remaining(&Shows(at(2_000))), Some(Duration::from_secs(4)));
+        assert_eq!(serving.remaining(&Shows(at(5_849))), Some(Duration::from_millis(151)));
+        assert_eq!(serving.remaining(&Shows(at(5_850))), None);
         assert!(lease.renewed(at(3_000), ttl, at(5_000)));
         serving.set(&lease);
-        assert_eq!(serving.remaining(at(7_849)), Some(Duration::from_millis(151)));
+        assert_eq!(serving.remaining(&Shows(at(7_849))), Some(Duration::from_millis(151)));
+        assert!(serving.is_at(at(7_849)) && !serving.is_at(at(7_850)));
         serving.close();
         serving.set(&lease);
-        assert_eq!(serving.remaining(at(3_000)), None);
+        assert_eq!(serving.remaining(&Shows(at(3_000))), None);
         let mut over = Lease::new(at(1_000), ttl);
         assert!(over.is_over(at(5_850)));
-        assert_eq!(Serving::new(&over).remaining(at(1_000)), None);
+        assert_eq!(Serving::new(&over).remaining(&Shows(at(1_000))), None);
     }
 }

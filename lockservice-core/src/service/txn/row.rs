@@ -115,7 +115,7 @@ impl Txn {
         let bound = &table.bound;
         let row = inner.engine.lock_row(self.record.at_engine(), bound, key, mode)?;
         // This check comes after the grant (B2). The promise covers a later lapse.
-        let Some(valid_for) = inner.serving.remaining(inner.parts.env.now()) else {
+        let Some(valid_for) = inner.serving.remaining(&**inner.parts.env.clock()) else {
             if row.newly_locked {
                 let item = [LockItem::Row(key.clone())];
                 inner.engine.unlock(self.record.at_engine(), bound, &item, None);
