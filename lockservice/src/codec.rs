@@ -1,5 +1,5 @@
-//! The codec of every RPC but the session stream, which [`frame`](crate::frame) reads: protobuf,
-//! with a bound on what a message is once it is decoded.
+//! The codec of every RPC but the session stream, which `frame.rs` reads: protobuf, with a bound on
+//! what a message is once it is decoded.
 //!
 //! The size of a message on the wire says little about its size in memory: an empty operation is
 //! two bytes there and about two hundred here, so 4 MiB of them became 390 MB. So the
