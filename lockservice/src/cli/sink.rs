@@ -199,6 +199,10 @@ mod tests {
         // Far more than a pipe and the queue have room for.
         for n in 0..count {
             sink.line(format!("{n} {}\n", "x".repeat(WAITING_BYTES_MAX / 10)));
+            // The pipe has no room for the first line, so that the thread takes no other one.
+            while n == 0 && !sink.0.state.lock().writing {
+                std::thread::yield_now();
+            }
         }
         let mut lines = BufReader::new(reader).lines().map(|line| line.unwrap());
         let mut next = 0;
