@@ -122,6 +122,7 @@ impl Error {
     }
 
     /// About how much memory it takes, in bytes, without its detail and its source.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
     pub(crate) fn bytes(&self) -> usize {
         /// Overhead of the heap allocator for one block.
         const BLOCK: usize = 16;
