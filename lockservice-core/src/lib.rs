@@ -64,6 +64,7 @@ pub mod maintenance;
 mod segments;
 #[cfg(not(loom))]
 pub mod service;
+mod spare;
 pub mod store;
 pub(crate) mod sync;
 pub mod table;

@@ -17,6 +17,7 @@ use hashbrown::HashSet;
 
 use crate::allocator::{OriginTxns, TxnLife, TxnRange};
 use crate::id::{TxnId, TxnNumber};
+use crate::spare::shrunk;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, Padded};
 
@@ -38,6 +39,9 @@ pub(crate) struct LiveTxns {
     /// look, with nothing.
     validating: Box<[Padded<Stripe>]>,
 }
+
+/// Numbers for which a stripe keeps its memory.
+const NUMBERS_KEPT: usize = 64;
 
 /// A fixed hash: the numbers are this incarnation's.
 type Stripe = Mutex<HashSet<TxnNumber, foldhash::fast::FixedState>>;
@@ -72,7 +76,12 @@ impl LiveTxns {
     /// The transaction is over. To be called before others are granted what it held.
     pub(crate) fn end(&self, txn: TxnId) {
         if txn.validates() {
-            self.stripe(txn.number()).lock().remove(&txn.number());
+            let mut validating = self.stripe(txn.number()).lock();
+            validating.remove(&txn.number());
+            let (len, capacity) = (validating.len(), validating.capacity());
+            if let Some(capacity) = shrunk(len, capacity, NUMBERS_KEPT) {
+                validating.shrink_to(capacity);
+            }
         }
     }
 

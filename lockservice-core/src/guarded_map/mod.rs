@@ -34,6 +34,7 @@ use std::hash::{BuildHasher, Hash};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
+use crate::spare::shrunk;
 use crate::sync::{Padded, RwLock};
 
 pub(crate) use self::read_mostly::{ReadMostlyMap, View};
@@ -44,6 +45,9 @@ pub(crate) use self::read_mostly::{ReadMostlyMap, View};
 const SHARDS_DEFAULT: usize = 256;
 #[cfg(any(loom, shuttle))]
 const SHARDS_DEFAULT: usize = 2;
+
+/// Entries for which a shard keeps its memory.
+const ENTRIES_KEPT: usize = 16;
 
 /// The hash of the crate's sharded tables, with random words that clients cannot predict.
 #[cfg(not(any(loom, shuttle)))]
@@ -136,8 +140,9 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
                 let ((old_key, old), vacant) = entry.remove();
                 let mut value = Some(old);
                 let result = decide(&mut value);
-                if let Some(value) = value {
-                    vacant.insert((old_key, value));
+                match value {
+                    Some(value) => drop(vacant.insert((old_key, value))),
+                    None => self.removed_from(&mut shard),
                 }
                 result
             }
@@ -161,7 +166,11 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();
         match shard.find_entry(hash, |(k, _)| k == key) {
-            Ok(entry) if condition(&entry.get().1) => Some(entry.remove().0.1),
+            Ok(entry) if condition(&entry.get().1) => {
+                let removed = entry.remove().0.1;
+                self.removed_from(&mut shard);
+                Some(removed)
+            }
             _ => None,
         }
     }
@@ -183,6 +192,13 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
     /// The number of entries, counted shard by shard: exact only while none is added or removed.
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.0.read().len()).sum()
+    }
+
+    /// An entry was removed from a shard: gives memory back that is of no use any more.
+    fn removed_from(&self, shard: &mut HashTable<(K, V)>) {
+        if let Some(capacity) = shrunk(shard.len(), shard.capacity(), ENTRIES_KEPT) {
+            shard.shrink_to(capacity, |(key, _)| self.hasher.hash_one(key));
+        }
     }
 
     fn shard(&self, hash: u64) -> &Shard<K, V> {
@@ -239,6 +255,24 @@ mod tests {
             assert_eq!(map.read(&1, |value| value.copied()), Some("one"));
             release.send(()).expect("the first reader waits");
         });
+    }
+
+    #[test]
+    fn the_memory_of_removed_entries_is_given_back() {
+        let map: GuardedMap<u32, u32> = GuardedMap::with_shards(4);
+        let capacity = || map.shards.iter().map(|shard| shard.0.read().capacity()).sum::<usize>();
+        for alters in [false, true] {
+            (0..10_000).for_each(|key| map.upsert(key, || key, |_| ()));
+            assert!(capacity() >= 10_000);
+            for key in 0..10_000 {
+                let removed = match alters {
+                    true => map.alter(&key, Option::take),
+                    false => map.remove_if(&key, |_| true),
+                };
+                assert_eq!(removed, Some(key));
+            }
+            assert!(capacity() <= 4 * ENTRIES_KEPT, "{} are kept", capacity());
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::release::Left;
 use super::uncontended::HoldSeq;
 use crate::id::{TableId, TxnId};
 use crate::key::LockItem;
+use crate::spare::shrunk;
 
 /// A transaction that holds an item, or has a call in flight.
 #[derive(Debug, Default)]
@@ -58,8 +59,8 @@ impl Txns {
         if self.0.get(&id).is_some_and(|record| record.is_idle()) {
             self.0.remove(&id);
             *bytes -= TXN_BYTES;
-            if self.0.capacity() > RECORDS_KEPT && self.0.len() < self.0.capacity() / 8 {
-                self.0.shrink_to(self.0.len() * 2);
+            if let Some(capacity) = shrunk(self.0.len(), self.0.capacity(), RECORDS_KEPT) {
+                self.0.shrink_to(capacity);
             }
         }
     }

@@ -6,6 +6,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnNumber;
 use crate::service::session::queue::{NumberedBy, TxnQueue};
 use crate::service::session::quota::Charge;
+use crate::spare::shrunk;
+
+/// Transactions of a session for which it keeps the memory of its map.
+const TXNS_KEPT: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct SessionState {
@@ -43,6 +47,9 @@ impl SessionState {
 
     pub(super) fn remove_queue(&mut self, number: TxnNumber) -> Option<Box<TxnQueue>> {
         let queue = self.txns.remove(&number)?;
+        if let Some(capacity) = shrunk(self.txns.len(), self.txns.capacity(), TXNS_KEPT) {
+            self.txns.shrink_to(capacity);
+        }
         self.kept_bytes -= queue.kept_bytes();
         self.ops -= queue.ops_under_way();
         self.charge.set(self.ops, self.kept_bytes);

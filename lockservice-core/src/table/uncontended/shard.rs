@@ -12,6 +12,7 @@ use crate::bind::TokenBlock;
 use crate::guarded_map::KeyHasher;
 use crate::id::{BindVersion, FencingToken, TxnId};
 use crate::key::{Key, KeyRange, LockMode};
+use crate::spare::shrunk;
 use crate::table::memory::row_bytes;
 
 /// Most tokens that a shard draws at once.
@@ -129,9 +130,9 @@ impl Shard {
         let row = self.rows.remove(slot);
         self.held -= usize::from(matches!(row.state, RowState::Held(_)));
         self.forget_order();
-        if self.index.capacity() > INDEX_KEPT && self.index.len() < self.index.capacity() / 8 {
+        if let Some(capacity) = shrunk(self.index.len(), self.index.capacity(), INDEX_KEPT) {
             let rows = &self.rows;
-            self.index.shrink_to(self.index.len() * 2, |slot| hasher.hash_one(rows.key(*slot)));
+            self.index.shrink_to(capacity, |slot| hasher.hash_one(rows.key(*slot)));
         }
         row
     }
