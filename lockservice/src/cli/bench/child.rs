@@ -37,6 +37,14 @@ pub(super) struct ServerChild {
 impl ServerChild {
     /// Starts one.
     pub(super) async fn start(serves: Serves) -> Result<Self, Failure> {
+        Self::start_with(serves, None).await
+    }
+
+    /// Starts one with a variable in its environment.
+    pub(super) async fn start_with(
+        serves: Serves,
+        variable: Option<(&str, &str)>,
+    ) -> Result<Self, Failure> {
         let failed =
             |why: String| Failure::new(exit::OS, "os", format!("cannot start a server: {why}"));
         let name = serves.to_possible_value().expect("no variant is skipped");
@@ -44,6 +52,7 @@ impl ServerChild {
         let mut child = Command::new("/proc/self/exe")
             .arg0("lockservice")
             .args(["__bench_server", name.get_name()])
+            .envs(variable)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)
