@@ -19,6 +19,8 @@
 //! | *a range* | a range over 10 keys, beside 1,000,000 other rows that are held | the same with none |
 //! | *memory* | resident bytes of a held row, in one transaction and in many | |
 //!
+//! With `--only WORD` it measures the lines whose name has that word.
+//!
 //! With `--count CASE` it runs nothing but 100,000 cycles of that case (1: at once, 2: the map, 3:
 //! general, 4: a range), with 100,000 rows held, for a tool that counts instructions:
 //!
@@ -38,7 +40,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 use kit::served::{Served, name, serve};
-use kit::{ValgrindClock, beside, bytes, cpu, key, median, ready, resident};
+use kit::{ValgrindClock, beside, bytes, cpu, is_wanted, key, median, ready, resident};
 use lockservice_core::clock::SystemClock;
 use lockservice_core::service::{LockSpec, Txn};
 use lockservice_core::{Key, KeyRange, LockItem, LockMode};
@@ -137,6 +139,9 @@ const ROWS: u64 = 1_000_000;
 
 /// Resident bytes of a row, and what is left of them after the release.
 fn memory(what: &str, hold: impl FnOnce() -> Vec<Txn>) {
+    if !is_wanted("memory") {
+        return;
+    }
     let before = resident();
     let held = hold();
     let bytes = resident() - before;
@@ -215,7 +220,7 @@ fn main() {
     memory("each by a transaction of its own", || {
         let hold = |number| {
             let txn = other.begin();
-            txn.lock_row(&other.table, &key(number), LockMode::Exclusive).unwrap();
+            other.hold(&txn, number);
             txn
         };
         (0..ROWS).map(hold).collect()

@@ -80,6 +80,12 @@ pub(crate) fn shown(nanos: f64) -> String {
     }
 }
 
+/// True if a line is to be measured: all are, or those whose name has the word after `--only`.
+pub(crate) fn is_wanted(what: &str) -> bool {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--only");
+    arguments.nth(1).is_none_or(|word| what.contains(&word))
+}
+
 /// Times both sides in turns, each in nanoseconds. Prints the median of each, and the median, the
 /// lowest and the highest of their ratio.
 pub(crate) fn beside(
@@ -88,6 +94,9 @@ pub(crate) fn beside(
     mut ours: impl FnMut() -> f64,
     mut theirs: impl FnMut() -> f64,
 ) {
+    if !is_wanted(what) {
+        return;
+    }
     let turns: Vec<(f64, f64)> = (0..turns).map(|_| (ours(), theirs())).collect();
     let ratios: Vec<f64> = turns.iter().map(|(a, b)| a / b).collect();
     let of = |side: fn(&(f64, f64)) -> f64| shown(median(turns.iter().map(side).collect()));

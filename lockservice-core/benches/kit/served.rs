@@ -48,9 +48,15 @@ impl Served {
     /// A transaction that holds the rows `0..rows`.
     pub(crate) fn holding(&self, rows: u64) -> Txn {
         let txn = self.begin();
-        for number in 0..rows {
-            txn.lock_row(&self.table, &key(number), LockMode::Exclusive).unwrap();
-        }
+        (0..rows).for_each(|number| self.hold(&txn, number));
         txn
+    }
+
+    /// Locks a row, which is free, for a transaction.
+    pub(crate) fn hold(&self, txn: &Txn, number: u64) {
+        // A task supplies the tokens, and may come late.
+        while txn.lock_row(&self.table, &key(number), LockMode::Exclusive).is_none() {
+            std::thread::yield_now();
+        }
     }
 }

@@ -289,7 +289,7 @@ impl Shard {
         let rows = &self.rows;
         let order = self.order.get_or_insert_with(|| {
             let held = rows.from(0).filter(|(_, row)| matches!(row.state, RowState::Held(_)));
-            Order::of(held.map(|(slot, _)| slot).collect(), rows)
+            Order::of(held.map(|(slot, _)| slot), rows)
         });
         order.within(range, rows).into_iter().filter_map(|slot| self.inflate_slot(slot)).collect()
     }
