@@ -130,30 +130,37 @@ async fn bounded<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     })
 }
 
-/// The error for a status.
+/// The error for a status. It goes by the text where that is etcd's own: the lock service sends
+/// the errors of the rest of etcd without their codes.
 fn failed(status: &Status) -> Error {
-    let (kind, message) = match status.code() {
-        Code::Unimplemented => (
+    let says = |text| status.message().contains(text);
+    let (kind, message) = if status.code() == Code::Unimplemented {
+        (
             ErrorKind::InvalidArgument,
             "the server is no etcd with a lock service: correct the address",
-        ),
-        Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument => (
+        )
+    } else if says("user name is empty") {
+        (
             ErrorKind::NotPermitted,
-            "etcd refuses a call without a login: measure one without authentication",
-        ),
-        // Of the lease.
-        Code::NotFound => (
+            "etcd requires a login, which this does not have: measure one without authentication",
+        )
+    } else if says("requested lease not found") {
+        (
             ErrorKind::Timeout,
             "the lease of a caller ran out: is etcd overloaded, or was it stopped meanwhile?",
-        ),
-        Code::ResourceExhausted => (
+        )
+    } else if says("database space exceeded") || says("too many requests") {
+        (
             ErrorKind::ResourceExhausted,
-            "etcd is overloaded or full: measure fewer --callers, or compact and defragment it",
-        ),
-        _ => (
+            "etcd is full or overloaded: compact and defragment it, or measure fewer --callers",
+        )
+    } else if says("etcdserver: ") {
+        (ErrorKind::Unavailable, "etcd refuses a call")
+    } else {
+        (
             ErrorKind::Unavailable,
             "etcd cannot be reached, the connection was lost, or the server is no etcd",
-        ),
+        )
     };
     let error = Error::new(kind, message);
     if status.message().is_empty() { error } else { error.with("status", status.message()) }

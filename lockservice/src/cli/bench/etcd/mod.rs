@@ -67,6 +67,9 @@ impl EtcdUrl {
                 return None;
             }
             let authority: Authority = authority.parse().ok()?;
+            if authority.host().is_empty() {
+                return None;
+            }
             // A port that is no number in range would be taken for none.
             let address = if authority.as_str() == authority.host() {
                 format!("http://{authority}:{PORT}")
@@ -228,7 +231,7 @@ mod tests {
             ("etcd://127.0.0.1:23", "http://127.0.0.1:23/"),
             ("etcd://[::1]", "http://[::1]:2379/"),
         ] {
-            assert_eq!(EtcdUrl::parse(url).ok().expect(url).0.uri(), address);
+            assert_eq!(EtcdUrl::parse(url).expect(url).0.uri(), address);
         }
     }
 }
