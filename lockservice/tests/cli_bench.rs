@@ -89,6 +89,8 @@ fn what_cannot_be_measured_is_refused_and_a_password_in_it_is_not_repeated() {
     for args in [
         &["--beside=nonsense"][..],
         &["--beside=ftp://me:hidden@host"],
+        &["--beside=etcd://me:hidden@host"],
+        &["--beside=etcd://host:hidden"],
         &["--workload=nonsense"],
         &["--callers=0"],
         &["--rounds=0"],
@@ -109,6 +111,30 @@ fn a_server_that_does_not_respond_is_no_benchmark() {
     assert_eq!(code(&output), 69, "{}", stderr(&output));
     let error: Value = serde_json::from_slice(&output.stderr).expect("one object");
     assert_eq!(error["kind"], "unavailable", "{error}");
+}
+
+#[test]
+fn an_etcd_that_does_not_respond_is_no_other_side() {
+    let output = run(&["bench", "--json", "--beside=etcd://127.0.0.1:1"]);
+    assert_eq!(code(&output), 69, "{}", stderr(&output));
+    let error: Value = serde_json::from_slice(&output.stderr).expect("one object");
+    assert_eq!(error["kind"], "unavailable", "{error}");
+    let sentence = error["error"].as_str().expect("a sentence");
+    assert!(sentence.starts_with("etcd cannot be reached"), "it is that side: {error}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_server_that_is_no_etcd_is_refused() {
+    // It speaks gRPC, but does not know the calls of etcd.
+    let server = Server::start();
+    let output = run(&["bench", "--json", &format!("--beside=etcd://{}", server.address)]);
+    assert_eq!(code(&output), 64, "{}", stderr(&output));
+    let error: Value = serde_json::from_slice(&output.stderr).expect("one object");
+    assert_eq!(error["kind"], "invalid_argument", "{error}");
+    let sentence = error["error"].as_str().expect("a sentence");
+    assert!(sentence.starts_with("the server is no etcd"), "{error}");
+    assert!(output.stdout.is_empty());
 }
 
 #[test]

@@ -25,6 +25,11 @@ Sides:
   echo         the request goes to a bare gRPC stream and comes back: one stream
                for all callers
   tcp          the same messages as of echo, as frames over plain TCP
+  etcd         Lock and Unlock of etcd's own lock service, with a lease for
+               each caller, over one HTTP/2 connection; each waits for its
+               response. It has neither shared locks, ranges nor several locks
+               at once: a range or a batch is all of its rows, exclusively, one
+               after the other
   redis        SET NX PX and a script that compares and deletes, over one
                multiplexed connection; where callers meet, an unlock is
                published and wakes a waiter. Redis has neither shared locks nor
@@ -46,6 +51,7 @@ Examples:
   lockservice bench
   lockservice bench --workload rows,hot,mixed,batch --callers 16
   lockservice bench --beside echo --beside redis://127.0.0.1
+  lockservice bench --beside etcd://127.0.0.1:2379
   lockservice bench --beside postgres://me@127.0.0.1/app --callers 16
   lockservice bench --server 127.0.0.1:7654 --rounds 10 --json
   lockservice bench --memory";
@@ -53,8 +59,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = BENCH_NOTES)]
 pub(crate) struct BenchArgs {
-    /// Another system to measure beside: echo, tcp, redis://HOST or
-    /// postgres://USER@HOST/DATABASE. May be given several times.
+    /// Another system to measure beside: echo, tcp, etcd://HOST, redis://HOST
+    /// or postgres://USER@HOST/DATABASE. May be given several times.
     #[arg(long, value_name = "SIDE", default_value = "echo")]
     #[arg(env = "LOCKSERVICE_BESIDE", hide_env_values = true)]
     beside: Vec<String>,

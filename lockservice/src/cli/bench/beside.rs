@@ -1,6 +1,7 @@
 //! [`Beside`]: another system to measure beside.
 
 use super::echo::Echo;
+use super::etcd::{Etcd, EtcdUrl};
 #[cfg(feature = "pg")]
 use super::postgres::{Postgres, PostgresUrl};
 #[cfg(feature = "redis")]
@@ -16,6 +17,8 @@ pub(crate) enum Beside {
     Echo,
     /// The same over TCP alone.
     Tcp,
+    /// An etcd.
+    Etcd(EtcdUrl),
     /// A Redis.
     #[cfg(feature = "redis")]
     Redis(RedisUrl),
@@ -30,6 +33,7 @@ impl Beside {
         match text.split_once("://").map(|(scheme, _)| scheme) {
             None if text == "echo" => Ok(Self::Echo),
             None if text == "tcp" => Ok(Self::Tcp),
+            Some("etcd") => Ok(Self::Etcd(EtcdUrl::parse(text)?)),
             #[cfg(feature = "redis")]
             Some("redis" | "rediss") => Ok(Self::Redis(RedisUrl::parse(text)?)),
             #[cfg(not(feature = "redis"))]
@@ -39,7 +43,7 @@ impl Beside {
             #[cfg(not(feature = "pg"))]
             Some("postgres" | "postgresql") => Err(not_built("pg", "PostgreSQL")),
             _ => Err(Failure::usage(
-                "--beside names nothing that is known: write echo, tcp, redis://HOST or \
+                "--beside names nothing that is known: write echo, tcp, etcd://HOST, redis://HOST or \
                  postgres://USER@HOST/DATABASE",
             )),
         }
@@ -50,6 +54,7 @@ impl Beside {
         Ok(match self {
             Self::Echo => Box::new(Echo::open().await?),
             Self::Tcp => Box::new(Tcp::open().await?),
+            Self::Etcd(url) => Box::new(Etcd::open(url).await?),
             #[cfg(feature = "redis")]
             Self::Redis(url) => Box::new(Redis::open(url).await?),
             #[cfg(feature = "pg")]
@@ -73,9 +78,15 @@ mod tests {
 
     #[test]
     fn what_cannot_be_measured_beside_is_refused_with_what_to_write_and_no_password() {
-        for text in
-            ["", "redis", "postgres", "echo://x", "ftp://me:hidden@h", "redis-cluster://:hidden@h"]
-        {
+        for text in [
+            "",
+            "redis",
+            "postgres",
+            "etcd",
+            "echo://x",
+            "ftp://me:hidden@h",
+            "redis-cluster://:hidden@h",
+        ] {
             let refused = Beside::parse(text).err().expect(text);
             assert_eq!(refused.status, exit::USAGE);
             assert!(

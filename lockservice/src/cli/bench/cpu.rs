@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+use tonic::transport::Uri;
 
 /// One tick. `USER_HZ` is 100 on every architecture of Linux that Rust supports.
 const TICK: Duration = Duration::from_millis(10);
@@ -47,6 +48,21 @@ impl ServerProcess {
                 Self::Unknown(format!("its process {pid} is on another machine or in a container"))
             }
         }
+    }
+
+    /// The process that listens at the host and port of `uri`, as [`listening`](Self::listening)
+    /// finds it. Of a name's addresses it is the first one whose process is found.
+    pub(super) async fn at(uri: &Uri, name: &str) -> Self {
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let addresses = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await;
+        let mut unknown = None;
+        for address in addresses.into_iter().flatten() {
+            match Self::listening(address, name) {
+                Self::Unknown(why) => unknown = unknown.or(Some(why)),
+                found => return found,
+            }
+        }
+        Self::Unknown(unknown.unwrap_or_else(|| format!("{host} has no address")))
     }
 
     /// The process that listens on `address`, if it is on loopback and its program is called

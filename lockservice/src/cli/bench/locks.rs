@@ -46,18 +46,10 @@ async fn process_at(address: &str) -> ServerProcess {
     if address.contains(',') {
         return ServerProcess::Unknown("several nodes were named".to_owned());
     }
-    let resolved = match endpoint(address, std::time::Duration::ZERO) {
-        Ok(endpoint) => {
-            let uri = endpoint.uri();
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await.ok()
-        }
+    match endpoint(address, std::time::Duration::ZERO) {
+        Ok(endpoint) => ServerProcess::at(endpoint.uri(), PROGRAM).await,
         // The connection reports the error.
-        Err(_) => None,
-    };
-    match resolved.and_then(|mut addresses| addresses.next()) {
-        Some(address) => ServerProcess::listening(address, PROGRAM),
-        None => ServerProcess::Unknown(format!("{address} has no address")),
+        Err(_) => ServerProcess::Unknown(format!("{address} is no address")),
     }
 }
 

@@ -5,7 +5,7 @@
 //! | `mod.rs` | the runs in their order, from the first connection to the last |
 //! | `beside` | another system to measure beside |
 //! | `side`, `locks` | a side; our side |
-//! | `echo`, `tcp`, `redis`, `postgres` | the other sides |
+//! | `echo`, `tcp`, `etcd`, `redis`, `postgres` | the other sides |
 //! | `workload` | the rows and ranges that the callers lock |
 //! | `turn`, `stop` | one turn of a side's callers; the request to end early |
 //! | `stats`, `report` | figures; their printed form |
@@ -25,6 +25,7 @@ mod beside;
 mod child;
 mod cpu;
 mod echo;
+mod etcd;
 mod locks;
 mod memory;
 #[cfg(feature = "pg")]

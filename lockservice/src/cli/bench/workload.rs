@@ -71,7 +71,6 @@ pub(super) enum Want {
 
 impl Want {
     /// The rows, without the mode.
-    #[cfg(any(feature = "pg", feature = "redis"))]
     pub(super) fn rows(&self) -> Range<u32> {
         match self {
             Self::Row(row) => *row..row + 1,
