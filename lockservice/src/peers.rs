@@ -26,7 +26,7 @@ use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use crate::channel::Channels;
+use crate::channel::{Channels, Credentials, Security};
 use crate::convert;
 use crate::proto;
 use crate::proto::allocator_client::AllocatorClient;
@@ -68,9 +68,22 @@ pub struct GrpcPeers {
 }
 
 impl GrpcPeers {
-    /// Peers without a connection yet.
+    /// Peers without a connection yet, which are reached in plain text.
     pub fn new(patience: Patience) -> Self {
-        Self { channels: Channels::new(patience.call), patience }
+        Self::over(Security::default(), patience)
+    }
+
+    /// Peers without a connection yet, which are reached with TLS if `credentials` have a CA or a
+    /// certificate.
+    ///
+    /// # Errors
+    /// `InvalidArgument`: a file of the credentials cannot be used; it is named.
+    pub fn with_credentials(patience: Patience, credentials: &Credentials) -> Result<Self> {
+        Ok(Self::over(Security::load(credentials, &[])?, patience))
+    }
+
+    fn over(security: Security, patience: Patience) -> Self {
+        Self { channels: Channels::new(security, patience.call), patience }
     }
 }
 
@@ -143,6 +156,11 @@ impl RemoteAllocator {
             };
         }
         match self.check_cluster(status.metadata()) {
+            // A caller that is refused before the call reaches the node's API: the refusal says
+            // what to correct.
+            Err(_) if error.kind() == ErrorKind::Unauthenticated => {
+                error.with("allocator", &self.address)
+            }
             Ok(()) => error.with("allocator", &self.address),
             Err(elsewhere) => elsewhere.with_source(error),
         }

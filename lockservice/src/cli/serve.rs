@@ -1,14 +1,16 @@
 //! `serve`: runs a server until a signal stops it.
 
+use std::convert::Infallible;
 use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::NodeName;
 use lockservice_core::clock::{Clock as _, SystemClock, Time};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tracing_subscriber::EnvFilter;
 
@@ -19,6 +21,7 @@ use super::limits;
 use super::node::{Ending, Joined, Node, Waiting};
 use super::signals::Ignored;
 use super::sink::{self, LogLine};
+use crate::server::ServerTls;
 
 /// A second signal stops the server at once only if it comes at least so long after the first.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -138,9 +141,11 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
     // A server whose output is not read continues to serve.
     sink::stdout().line(format!("{}\n", ready_line(&node, &name, json)));
 
+    let reload = reload_when_notified(node.tls.clone(), Arc::clone(&signals.reload));
     let (stop, again) = stop_and_again(signals);
     let ending = tokio::select! {
         ending = node.serve(stop) => ending?,
+        never = reload => match never {},
         () = again => {
             // Nothing was resigned (P5).
             return Err(Failure::new(
@@ -153,6 +158,20 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
     };
     say_note(json, ending.sentence());
     Ok(0)
+}
+
+/// Reads the certificates again each time that `reload` is notified, for ever.
+async fn reload_when_notified(tls: Option<ServerTls>, reload: Arc<Notify>) -> Infallible {
+    loop {
+        reload.notified().await;
+        match &tls {
+            Some(tls) => tls.reload().await,
+            // Other daemons read their settings again on this signal.
+            None => tracing::warn!(
+                "SIGHUP changes nothing: settings are read at the start; SIGTERM stops the server"
+            ),
+        }
+    }
 }
 
 /// The line that says that the node serves.
@@ -251,6 +270,8 @@ struct StopSignals {
     hang_up: Option<Signal>,
     /// The server was started from a terminal. Then a hang-up means that the terminal has gone.
     of_terminal: bool,
+    /// Notified of a hang-up that is to have files read again.
+    reload: Arc<Notify>,
 }
 
 impl StopSignals {
@@ -261,6 +282,7 @@ impl StopSignals {
             terminate: signal(SignalKind::terminate())?,
             hang_up: if hup_ignored { None } else { Some(signal(SignalKind::hangup())?) },
             of_terminal: std::fs::File::open("/dev/tty").is_ok(),
+            reload: Arc::default(),
         })
     }
 
@@ -277,12 +299,7 @@ impl StopSignals {
                     if self.of_terminal {
                         return;
                     }
-                    // Other daemons read their settings again on this signal. This one has nothing
-                    // to read again.
-                    tracing::warn!(
-                        "SIGHUP changes nothing: settings are read at the start; SIGTERM stops \
-                         the server"
-                    );
+                    self.reload.notify_one();
                 }
             }
         }

@@ -88,11 +88,12 @@ fn pause_of_a_start(error: &Error) -> Option<Duration> {
 }
 
 impl Client {
-    /// Connects to the first server of `addresses` that responds: `HOST:PORT` or
-    /// `http://HOST:PORT`, several separated by commas. With the defaults of [`ClientBuilder`].
+    /// Connects to the first server of `addresses` that responds: `HOST:PORT`,
+    /// `http://HOST:PORT` or `https://HOST:PORT`, several separated by commas. With the defaults
+    /// of [`ClientBuilder`].
     ///
     /// # Errors
-    /// `InvalidArgument`: an address cannot be read. `Unavailable`: no server responds; try again.
+    /// Those of [`ClientBuilder::connect`].
     ///
     /// # Cancel safety
     /// Nothing is left behind.

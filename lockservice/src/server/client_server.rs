@@ -7,7 +7,6 @@ use std::time::Duration;
 use lockservice_core::allocator::{LockTableAllocator, Role};
 use lockservice_core::service::Stopped;
 use lockservice_core::{Error, ErrorKind, Result};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic_health::server::HealthReporter;
@@ -15,9 +14,10 @@ use tonic_health::server::HealthReporter;
 use super::calls::BoundedCalls;
 use super::deadline::Deadline;
 use super::gate::Gate;
+use super::guard::Guarded;
 use super::serving::{Serving, transport};
 use super::session_stream::SessionStreams;
-use super::{ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
+use super::{ServerListener, ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
 use crate::proto;
 use crate::proto::allocator_server::AllocatorServer;
 
@@ -50,7 +50,7 @@ impl Server {
     /// [`ElectedAllocator::for_clients`]:
     /// lockservice_core::allocator::ElectedAllocator::for_clients
     pub async fn start(
-        listener: TcpListener,
+        listener: impl Into<ServerListener>,
         allocator: Arc<dyn LockTableAllocator>,
         settings: ServerSettings,
     ) -> Result<Self> {
@@ -70,13 +70,13 @@ impl Server {
         let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
         let bounded = BoundedCalls::within(settings.message_bytes_max);
         let router = transport()
-            .add_service(bounded.of(health_service))
-            .add_service(bounded.of(reflection))
-            .add_service(bounded.of(reflection_alpha))
-            .add_service(bounded.of(Deadline(locks)))
-            .add_service(bounded.of(Deadline(allocator)))
-            .add_service(bounded.of(Deadline(admin)));
-        let serving = Serving::start(router, listener, settings);
+            .add_service(bounded.of(Guarded(health_service)))
+            .add_service(bounded.of(Guarded(reflection)))
+            .add_service(bounded.of(Guarded(reflection_alpha)))
+            .add_service(bounded.of(Guarded(Deadline(locks))))
+            .add_service(bounded.of(Guarded(Deadline(allocator))))
+            .add_service(bounded.of(Guarded(Deadline(admin))));
+        let serving = Serving::start(router, listener.into(), settings);
         let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
         Ok(Self { slot, settings, health, locks_health, allocator_health, serving })
     }

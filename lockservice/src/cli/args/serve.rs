@@ -22,7 +22,8 @@ PostgreSQL the URL can do without it: PGPASSWORD, or the password file of PGPASS
 The first SIGINT or SIGTERM stops the server in order: its locks are given up, and the next start \
 need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the \
 terminal \
-has gone if the server was started from one; else it changes nothing. RUST_LOG says what is logged \
+has gone if the server was started from one; else certificates are read again. They are read again \
+without it too, some seconds after they have changed. RUST_LOG says what is logged \
 to stderr (warn); lines that are not read are dropped and counted.
 
 Exit status: 0 stopped in order, 64 wrong usage, 65 the store is damaged or of a newer version, 69 \
@@ -66,7 +67,19 @@ pub(crate) struct ServeArgs {
     /// A TOML file with settings.
     #[arg(long, env = "LOCKSERVICE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Serve addresses other than loopback although there is neither encryption nor a password.
+    /// The PEM file of this node's certificate: clients and other nodes connect with TLS.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The PEM file of the certificate's private key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// The PEM file of the CAs of clients and nodes, which must present certificates then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    /// The PEM file of the CAs of the other nodes' certificates [default: that of --tls-client-ca].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_peer_ca: Option<PathBuf>,
+    /// Serve addresses other than loopback without mutual TLS.
     #[arg(long)]
     pub(crate) insecure: bool,
     /// How long a node that fell silent keeps its tables, for example 5s [default: 5s].
@@ -97,6 +110,10 @@ impl ServeArgs {
             ("--store", self.store.is_some()),
             ("--node", self.node.is_some()),
             ("--config", self.config.is_some()),
+            ("--tls-cert", self.tls_cert.is_some()),
+            ("--tls-key", self.tls_key.is_some()),
+            ("--tls-client-ca", self.tls_client_ca.is_some()),
+            ("--tls-peer-ca", self.tls_peer_ca.is_some()),
             ("--insecure", self.insecure),
             ("--lease-ttl", self.lease_ttl.is_some()),
             ("--start-timeout", self.start_timeout.is_some()),

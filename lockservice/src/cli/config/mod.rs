@@ -12,6 +12,7 @@ mod environment;
 mod origin;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use figment::Figment;
 use figment::error::Kind;
@@ -25,7 +26,7 @@ use self::environment::Environment;
 pub(crate) use self::origin::Origin;
 use super::args::ServeArgs;
 use super::exit::{self, Failure};
-use crate::server::ServerSettings;
+use crate::server::{ServerSettings, TlsSettings};
 use crate::store::StoreUrl;
 
 const PREFIX: &str = "LOCKSERVICE_";
@@ -52,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) node: String,
     /// Serve addresses other than loopback without encryption and passwords. Default false.
     pub(crate) insecure: bool,
+    /// The certificates. Default: none, so everything is in plain text.
+    pub(crate) tls: TlsSettings,
     /// How long a start may wait for the store and for a leader, in milliseconds; 0: without an
     /// end. Default 0.
     pub(crate) start_ms_max: u64,
@@ -73,6 +76,7 @@ impl Default for Config {
             store: "file:./lockservice.db".to_owned(),
             node: String::new(),
             insecure: false,
+            tls: TlsSettings::default(),
             start_ms_max: 0,
             server: ServerSettings::default(),
             service: ServiceSettings::default(),
@@ -129,6 +133,15 @@ impl Config {
         set(&mut self.peer_advertise, &args.peer_advertise);
         set(&mut self.store, &args.store);
         set(&mut self.node, &args.node);
+        let set_path = |field: &mut PathBuf, flag: &Option<PathBuf>| {
+            if let Some(value) = flag {
+                field.clone_from(value);
+            }
+        };
+        set_path(&mut self.tls.cert, &args.tls_cert);
+        set_path(&mut self.tls.key, &args.tls_key);
+        set_path(&mut self.tls.client_ca, &args.tls_client_ca);
+        set_path(&mut self.tls.peer_ca, &args.tls_peer_ca);
         self.insecure |= args.insecure;
         let ms =
             |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -153,7 +166,8 @@ impl Config {
             .allocator
             .check()
             .and_then(|()| self.service.check())
-            .and_then(|()| self.server.check());
+            .and_then(|()| self.server.check())
+            .and_then(|()| self.tls.check());
         checked.map_err(|error| Failure { status: exit::CONFIG, ..Failure::from(error) })
     }
 

@@ -131,7 +131,10 @@ async fn try_to_take(
 
 /// Connects and opens a session.
 async fn open(args: &LockArgs, patience: &mut Patience) -> Result<(Client, Session), Failure> {
-    let builder = Client::builder()
+    let builder = args
+        .client
+        .credentials
+        .client()
         .name(client_name())
         .connect_timeout(patience.call.min(CONNECT_MAX))
         .call_timeout(patience.call)
