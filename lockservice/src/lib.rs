@@ -44,6 +44,7 @@
 //! | `client`, `channel` | sessions and transactions of a remote server; connections |
 //! | `proto`, `convert`, `codec` | messages; their way to and from the types of the core; their size |
 //! | `tls`, `reload` | certificates, and handshakes; files that are read again when they change |
+//! | `token` | bearer tokens, and what a server keeps of them |
 //! | `frame` | the frames of session streams, as bytes |
 //! | `cli` | the command line |
 
@@ -65,13 +66,15 @@ mod frame;
 pub mod peers;
 #[cfg(any(feature = "server", feature = "client"))]
 pub mod proto;
-#[cfg(all(feature = "tls", any(feature = "server", feature = "client")))]
+#[cfg(any(feature = "server", feature = "client"))]
 mod reload;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod store;
 #[cfg(all(feature = "tls", any(feature = "server", feature = "client")))]
 mod tls;
+#[cfg(feature = "server")]
+pub mod token;
 
 use std::sync::Arc;
 

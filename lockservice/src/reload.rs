@@ -4,13 +4,16 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(feature = "tls")]
 use std::time::Duration;
 
+#[cfg(feature = "tls")]
 use lockservice_core::clock::{Clock as _, SystemClock, Time};
 use lockservice_core::{Error, Result};
 use parking_lot::Mutex;
 
 /// The interval at which the files are checked.
+#[cfg(feature = "tls")]
 pub(crate) const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Makes the value of the files.
@@ -30,6 +33,7 @@ pub(crate) struct Reloaded<T> {
 struct Checked {
     /// The state of each file when it was last used; `None` for one that could not be looked at.
     stamps: Vec<Option<Stamp>>,
+    #[cfg(feature = "tls")]
     at: Time,
     /// The error that was reported last, so that it is reported once.
     reported: Option<String>,
@@ -65,7 +69,12 @@ impl<T> Reloaded<T> {
         // Before they are read: a change in between is found by the next check.
         let stamps = stamps(&files);
         let current = Mutex::new(Arc::new(load()?));
-        let checked = Mutex::new(Checked { stamps, at: SystemClock.now(), reported: None });
+        let checked = Mutex::new(Checked {
+            stamps,
+            #[cfg(feature = "tls")]
+            at: SystemClock.now(),
+            reported: None,
+        });
         Ok(Self { files, load: Box::new(load), current, checked })
     }
 
@@ -80,7 +89,10 @@ impl<T> Reloaded<T> {
     /// and each check tries again. Reads files, so it blocks the thread.
     pub(crate) fn check(&self, always: bool) -> Reloading {
         let mut checked = self.checked.lock();
-        checked.at = SystemClock.now();
+        #[cfg(feature = "tls")]
+        {
+            checked.at = SystemClock.now();
+        }
         let stamps = stamps(&self.files);
         if !always && stamps == checked.stamps {
             return Reloading::Unchanged;
@@ -99,6 +111,7 @@ impl<T> Reloaded<T> {
         }
     }
 
+    #[cfg(feature = "tls")]
     fn is_due(&self) -> bool {
         // Another thread that holds it is checking.
         self.checked
@@ -107,6 +120,7 @@ impl<T> Reloaded<T> {
     }
 }
 
+#[cfg(feature = "tls")]
 impl<T: Send + Sync + 'static> Reloaded<T> {
     /// The value, after a check if the last one was some time ago.
     ///

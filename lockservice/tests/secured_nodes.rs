@@ -1,4 +1,5 @@
-//! Nodes that reach each other over mutual TLS, and strangers that do not get in.
+//! Nodes that reach each other over mutual TLS; strangers, and callers without the role `peer`,
+//! change nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,14 +7,21 @@ use std::time::Duration;
 
 use lockservice::Credentials;
 use lockservice::peers::{GrpcPeers, Patience};
-use lockservice::server::{PeerServer, ServerListener, ServerSettings, ServerTls, TlsSettings};
+use lockservice::server::{
+    Access, AccessRole, IdentitySettings, PeerServer, ServerListener, ServerSettings, ServerTls,
+    TlsSettings,
+};
 use lockservice_core::allocator::{
-    AllocatorPeers as _, AllocatorSettings, ElectedAllocator, LockTableAllocator, Registration,
+    AllocatorPeers as _, AllocatorSettings, BeginCommit, CommitWindow, ElectedAllocator,
+    LockTableAllocator, Progress, Registration, Report, TxnRange,
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::NodeAddress;
 use lockservice_core::testing::SharedStore;
-use lockservice_core::{Error, ErrorKind, NodeName, Nonce};
+use lockservice_core::{
+    BindVersion, CommitAttempt, Error, ErrorKind, NodeName, Nonce, ServiceId, TableId, TableRef,
+    TxnId, TxnNumber,
+};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::net::TcpListener;
 
@@ -70,7 +78,7 @@ struct Node {
 
 impl Node {
     /// Joins the nodes of `store`, with a certificate that `ca` has signed.
-    async fn join(name: &str, store: &SharedStore, ca: &Ca) -> Self {
+    async fn join(name: &str, store: &SharedStore, ca: &Ca, access: Access) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         let (cert, key) = ca.sign(name);
@@ -89,7 +97,7 @@ impl Node {
             Arc::new(peers.expect("its files")),
         )
         .expect("valid settings");
-        let listener = ServerListener::from(listener).with_tls(tls);
+        let listener = ServerListener::from(listener).with_tls(tls).with_access(access);
         let (leader, cluster) = (allocator.as_leader(), allocator.cluster());
         let server = PeerServer::start(listener, leader, cluster, ServerSettings::default());
         allocator.elected().await.expect("the store responds");
@@ -116,8 +124,8 @@ fn register(name: &str) -> Registration {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_follows_the_leader_over_mutual_tls() {
     let (ca, store) = (Ca::make(), SharedStore::new());
-    let leads = Node::join("a", &store, &ca).await;
-    let follows = Node::join("b", &store, &ca).await;
+    let leads = Node::join("a", &store, &ca, Access::default()).await;
+    let follows = Node::join("b", &store, &ca, Access::default()).await;
     let at = follows.allocator.register(&register("b")).await.expect("the leader responds");
     let status = leads.allocator.status().await.expect("it leads");
     assert_eq!(status.services[0].id, at.service);
@@ -126,7 +134,7 @@ async fn a_node_follows_the_leader_over_mutual_tls() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_without_a_certificate_of_the_nodes_ca_reaches_no_node() {
     let (ca, other, store) = (Ca::make(), Ca::make(), SharedStore::new());
-    let leads = Node::join("a", &store, &ca).await;
+    let leads = Node::join("a", &store, &ca, Access::default()).await;
     let before = leads.allocator.status().await.expect("it leads");
     let (cert, key) = other.sign("stranger");
     for (credentials, said) in [
@@ -150,4 +158,84 @@ async fn a_stranger_without_a_certificate_of_the_nodes_ca_reaches_no_node() {
     }
     let after = leads.allocator.status().await.expect("it leads");
     assert_eq!((after.at, after.services.len()), (before.at, 0), "nothing has happened");
+}
+
+fn identity(name: &str, role: AccessRole) -> IdentitySettings {
+    IdentitySettings {
+        name: name.to_owned(),
+        roles: vec![role],
+        certificates: vec![name.to_owned()],
+        ..IdentitySettings::default()
+    }
+}
+
+/// Every call that is for nodes.
+async fn every_call(at: &dyn LockTableAllocator, node: &Node) -> Vec<Option<Error>> {
+    let status = node.allocator.status().await.expect("it leads");
+    let cluster = node.allocator.cluster().borrow().expect("it is known");
+    let (service, nonce) = (ServiceId::new(1), Nonce::new(1));
+    let table = TableRef::new("g", "t").expect("names");
+    let version = BindVersion::new(1);
+    // It would raise the epoch.
+    let higher = Progress { epoch: status.at.epoch.next().expect("more"), ..status.at };
+    let txn = TxnId::new(service, TxnNumber::new(1), true);
+    let range = TxnRange { floor: TxnNumber::new(1), end: TxnNumber::new(2) };
+    let commit = BeginCommit {
+        txn,
+        attempt: CommitAttempt::new(1),
+        binds: Vec::new(),
+        window: CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) },
+    };
+    vec![
+        at.register(&register("x")).await.err(),
+        at.keepalive(service, nonce, higher).await.err(),
+        at.report(&Report::new(higher, &cluster)).await.err(),
+        at.resign(service, nonce).await.err(),
+        at.bind(service, &table).await.err(),
+        at.reserve_tokens(service, TableId::new(1), version).await.err(),
+        at.release_table(service, nonce, &table, version).await.err(),
+        at.forget_table(&table).await.err(),
+        at.latest(&table).await.err(),
+        at.begin_commit(&commit).await.err(),
+        at.finish_commit(txn, CommitAttempt::new(1)).await.err(),
+        at.cannot_commit(&[txn]).await.err(),
+        at.report_txns(service, nonce, range).await.err(),
+        at.status().await.err(),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_without_the_role_peer_raises_no_epoch_resigns_no_node_and_tombstones_nothing() {
+    let (ca, store) = (Ca::make(), SharedStore::new());
+    let identities = [
+        identity("b", AccessRole::Peer),
+        identity("app", AccessRole::Client),
+        identity("admin", AccessRole::Operator),
+    ];
+    let access = Access::new(&identities).expect("valid");
+    let leads = Node::join("a", &store, &ca, access.clone()).await;
+    let follows = Node::join("b", &store, &ca, access.clone()).await;
+    follows.allocator.register(&register("b")).await.expect("it has the role");
+    let before = leads.allocator.status().await.expect("it leads");
+    for (name, kind, said) in [
+        ("app", ErrorKind::NotPermitted, "needs the role peer"),
+        ("admin", ErrorKind::NotPermitted, "needs the role peer"),
+        ("stranger", ErrorKind::Unauthenticated, "knows no identity"),
+    ] {
+        let at = leads.reached_with(&ca.credentials(name));
+        for (call, refusal) in every_call(&*at, &leads).await.into_iter().enumerate() {
+            let refusal = refusal.unwrap_or_else(|| panic!("call {call} of {name} is served"));
+            assert_eq!(refusal.kind(), kind, "call {call}: {refusal:?}");
+            assert!(refusal.to_string().contains(said), "call {call}: {refusal:?}");
+        }
+    }
+    let after = leads.allocator.status().await.expect("it still leads");
+    assert_eq!((after.at, after.services.len()), (before.at, before.services.len()));
+    assert!(after.binds.is_empty(), "{:?}", after.binds);
+    // The same calls of a node with the role are served.
+    let at = leads.reached_with(&ca.credentials("b"));
+    assert!(at.status().await.is_ok() && at.cannot_commit(&[]).await.is_ok());
+    access.replace(&identities[1..]).expect("valid");
+    let refused = at.status().await.expect_err("revoked");
+    assert_eq!(refused.kind(), ErrorKind::Unauthenticated, "{refused:?}");
 }

@@ -58,6 +58,9 @@ struct Args {
     /// The PEM file of its private key.
     #[arg(long, env = "LOCKSERVICE_CERT_KEY", requires = "cert")]
     cert_key: Option<PathBuf>,
+    /// The file of the bearer token to present.
+    #[arg(long, env = "LOCKSERVICE_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     /// How many workers move money at once.
     #[arg(long, default_value_t = 64)]
     workers: usize,
@@ -92,7 +95,10 @@ impl Args {
         if let (Some(cert), Some(key)) = (&self.cert, &self.cert_key) {
             credentials = credentials.certificate(cert, key);
         }
-        credentials
+        match &self.token_file {
+            Some(path) => credentials.token_file(path),
+            None => credentials,
+        }
     }
 }
 

@@ -1,13 +1,14 @@
 //! [`Credentials`]: what this end trusts, and what it shows of itself; [`Security`]: how it
 //! connects with them.
 
-#[cfg(feature = "tls")]
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use lockservice_core::{Error, ErrorKind, Result};
 use tonic::transport::{Channel, Endpoint};
 
+use super::link::{Link, Token};
 use super::{Dial, Scheme, endpoint};
 #[cfg(feature = "tls")]
 use crate::tls::TlsClient;
@@ -30,9 +31,41 @@ pub struct Credentials {
     ca: Option<PathBuf>,
     #[cfg(feature = "tls")]
     own: Option<(PathBuf, PathBuf)>,
+    token: Option<TokenSource>,
+}
+
+/// Where a bearer token is.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum TokenSource {
+    /// The token itself.
+    Value(String),
+    File(PathBuf),
+}
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(_) => f.write_str("Value(hidden)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
 }
 
 impl Credentials {
+    /// Presents a bearer token with every call. To a server that is not on this machine it is sent
+    /// with TLS alone, unless the address begins with `http://`.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(TokenSource::Value(token.into()));
+        self
+    }
+
+    /// Presents the bearer token in this file with every call, as [`token`](Self::token) does. The
+    /// file is read again when it has changed.
+    pub fn token_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.token = Some(TokenSource::File(file.into()));
+        self
+    }
+
     /// Connects with TLS, and trusts only servers whose certificates are signed by a CA in this
     /// PEM file. Without it those of `https://` addresses are checked against the CAs that the
     /// machine trusts.
@@ -56,6 +89,7 @@ impl Credentials {
 pub(crate) struct Security {
     #[cfg(feature = "tls")]
     tls: Option<TlsClient>,
+    token: Option<Token>,
 }
 
 impl Security {
@@ -68,20 +102,20 @@ impl Security {
         for address in addresses {
             encrypted |= endpoint(address, Duration::ZERO)?.1 == Some(Scheme::Https);
         }
+        let token = credentials.token.as_ref().map(Token::load).transpose()?;
         #[cfg(feature = "tls")]
         {
-            let Credentials { ca, own } = credentials.clone();
+            let Credentials { ca, own, .. } = credentials.clone();
             let tls = if encrypted || ca.is_some() || own.is_some() {
                 Some(TlsClient::load(ca, own)?)
             } else {
                 None
             };
-            Ok(Self { tls })
+            Ok(Self { tls, token })
         }
         #[cfg(not(feature = "tls"))]
         {
-            let _ = credentials;
-            if encrypted { Err(without_tls()) } else { Ok(Self {}) }
+            if encrypted { Err(without_tls()) } else { Ok(Self { token }) }
         }
     }
 
@@ -97,7 +131,11 @@ impl Security {
         #[cfg(feature = "tls")]
         {
             match (scheme, &self.tls) {
-                (Some(Scheme::Http), _) | (None, None) => Ok((endpoint, dial)),
+                (Some(Scheme::Http), _) => Ok((endpoint, dial)),
+                (None, None) => {
+                    self.may_be_plain(address, &endpoint)?;
+                    Ok((endpoint, dial))
+                }
                 (Some(Scheme::Https) | None, Some(tls)) => {
                     // The endpoint's own scheme would have the transport do TLS by itself.
                     let origin = endpoint.uri().to_string().replacen("http://", "https://", 1);
@@ -118,15 +156,41 @@ impl Security {
         #[cfg(not(feature = "tls"))]
         match scheme {
             Some(Scheme::Https) => Err(without_tls().with("address", address)),
-            Some(Scheme::Http) | None => Ok((endpoint, dial)),
+            Some(Scheme::Http) => Ok((endpoint, dial)),
+            None => {
+                self.may_be_plain(address, &endpoint)?;
+                Ok((endpoint, dial))
+            }
         }
+    }
+
+    /// Fails with `InvalidArgument` if a token would be sent in plain text to another machine, and
+    /// the address does not say that it may be.
+    fn may_be_plain(&self, address: &str, endpoint: &Endpoint) -> Result<()> {
+        let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']);
+        let local = host == "localhost"
+            || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        if self.token.is_none() || local {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "a token is not sent to another machine in plain text: write https:// before the \
+             address or name a CA (--ca), or write http:// if the network is trusted",
+        )
+        .with("address", address))
     }
 
     /// The channel to `address`, which connects when it is first used. Must be called within a
     /// tokio runtime. Fails as [`reach`](Self::reach) does.
-    pub(crate) fn channel(&self, address: &str, connect_timeout: Duration) -> Result<Channel> {
+    pub(crate) fn link(&self, address: &str, connect_timeout: Duration) -> Result<Link> {
         let (endpoint, dial) = self.reach(address, connect_timeout)?;
-        Ok(endpoint.connect_with_connector_lazy(dial))
+        Ok(self.over(endpoint.connect_with_connector_lazy(dial)))
+    }
+
+    /// A channel over which the token is presented, if there is one.
+    pub(crate) fn over(&self, channel: Channel) -> Link {
+        Link::new(channel, self.token.clone())
     }
 }
 

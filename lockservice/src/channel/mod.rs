@@ -9,11 +9,13 @@
 //! |---|---|
 //! | `credentials` | what this end trusts and shows; how it connects with that |
 //! | `dial` | one attempt to connect to an address |
+//! | `link` | a channel, with the token that its calls present |
 //! | `stream` | the bytes of a connection, in plain text or with TLS |
 //! | `race` | attempts one after the other, and a slow one beside the next |
 
 mod credentials;
 mod dial;
+mod link;
 mod race;
 mod stream;
 
@@ -23,11 +25,12 @@ use std::time::Duration;
 
 use lockservice_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 pub use self::credentials::Credentials;
 pub(crate) use self::credentials::Security;
 pub(crate) use self::dial::Dial;
+pub(crate) use self::link::Link;
 #[cfg(feature = "client")]
 pub(crate) use self::race::{Tried, race};
 
@@ -134,7 +137,7 @@ struct Connections {
 /// A channel, and a token of which each stream on it has a clone.
 #[derive(Clone, Debug)]
 struct Counted {
-    channel: Channel,
+    channel: Link,
     #[cfg_attr(
         not(feature = "client"),
         allow(dead_code, reason = "only clients have session streams")
@@ -143,7 +146,7 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(channel: Channel) -> Self {
+    fn new(channel: Link) -> Self {
         Self { channel, streams: Arc::default() }
     }
 }
@@ -167,7 +170,7 @@ impl Counted {
 #[cfg(feature = "client")]
 #[derive(Debug)]
 pub(crate) struct StreamChannel {
-    pub(crate) channel: Channel,
+    pub(crate) channel: Link,
     _counted: Arc<()>,
 }
 
@@ -179,7 +182,7 @@ impl Channels {
 
     /// The channel to `address`. Must be called within a tokio runtime. Fails with
     /// `InvalidArgument` for an address that is none.
-    pub(crate) fn to(&self, address: &str) -> Result<Channel> {
+    pub(crate) fn to(&self, address: &str) -> Result<Link> {
         let mut known = self.known.lock();
         if let Some(connections) = known.used(address) {
             return Ok(connections.first.channel.clone());
@@ -211,13 +214,13 @@ impl Channels {
         Ok(stream)
     }
 
-    fn new_channel(&self, address: &str) -> Result<Channel> {
-        self.security.channel(address, self.connect_timeout)
+    fn new_channel(&self, address: &str) -> Result<Link> {
+        self.security.link(address, self.connect_timeout)
     }
 
     /// Keeps a channel that is connected already.
     #[cfg(feature = "client")]
-    pub(crate) fn insert(&self, address: &str, channel: Channel) {
+    pub(crate) fn insert(&self, address: &str, channel: Link) {
         self.known.lock().keep(address, channel);
     }
 }
@@ -230,7 +233,7 @@ impl Known {
         Some(connections)
     }
 
-    fn keep(&mut self, address: &str, channel: Channel) {
+    fn keep(&mut self, address: &str, channel: Link) {
         if self.channels.len() >= CHANNELS_MAX {
             // Its users keep a clone of it.
             let oldest = self

@@ -14,13 +14,12 @@ use lockservice_core::{Error, ErrorKind, NodeName};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 
-use super::config::Config;
+use super::config::{Config, misconfigured};
 use super::exit::{self, Failure, say_waiting};
-use crate::channel::Credentials;
 use crate::peers::{GrpcPeers, Patience};
 use crate::server::{
-    PeerServer, Server, ServerListener, ServerSettings, ServerTls, ServiceHost, TlsSettings,
-    may_pass, start_patiently,
+    Access, PeerServer, Server, ServerListener, ServerSettings, ServerTls, ServiceHost, may_pass,
+    start_patiently,
 };
 use crate::store::StoreUrl;
 
@@ -63,6 +62,7 @@ impl Node {
     pub(crate) async fn start(
         config: &Config,
         name: NodeName,
+        access: Access,
         joined: &Joined,
         waiting: &Waiting,
     ) -> Result<Self, Failure> {
@@ -72,9 +72,12 @@ impl Node {
             true => Some(ServerTls::load(&config.tls).map_err(misconfigured)?),
             false => None,
         };
-        let secured = |listener: TcpListener| match &tls {
-            Some(tls) => ServerListener::from(listener).with_tls(tls.clone()),
-            None => listener.into(),
+        let secured = |listener: TcpListener| {
+            let listener = ServerListener::from(listener).with_access(access.clone());
+            match &tls {
+                Some(tls) => listener.with_tls(tls.clone()),
+                None => listener,
+            }
         };
         let (listener, address) = listen(&config.addresses()?, "--listen").await?;
         let peer_listener = match config.peer_addresses(address)? {
@@ -93,7 +96,7 @@ impl Node {
         let described = store.describe();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let patience = Patience::for_lease(config.allocator.constants.lease_ttl());
-        let peers = GrpcPeers::with_credentials(patience, &peer_credentials(&config.tls))
+        let peers = GrpcPeers::with_credentials(patience, &config.peer_credentials())
             .map_err(misconfigured)?;
         let allocator = ElectedAllocator::start(
             store,
@@ -264,23 +267,6 @@ impl Waiting {
         drop(last);
         say_waiting(self.json, reason);
     }
-}
-
-/// What a node trusts, and what it shows, when it connects to another one.
-fn peer_credentials(tls: &TlsSettings) -> Credentials {
-    let mut credentials = Credentials::default();
-    if tls.is_set() {
-        credentials = credentials.certificate(&tls.cert, &tls.key);
-    }
-    match tls.peer_ca() {
-        Some(ca) => credentials.ca(ca),
-        None => credentials,
-    }
-}
-
-/// The failure for a file of the settings that cannot be used.
-fn misconfigured(error: Error) -> Failure {
-    Failure { status: exit::CONFIG, ..Failure::from(error) }
 }
 
 /// Opens the store, which may itself be starting.

@@ -15,13 +15,14 @@ use tokio::task::JoinHandle;
 use tracing_subscriber::EnvFilter;
 
 use super::args::ServeArgs;
-use super::config::Config;
+use super::config::{Config, IdentityFiles, misconfigured};
 use super::exit::{self, Failure, say_note, say_warning};
 use super::limits;
 use super::node::{Ending, Joined, Node, Waiting};
 use super::signals::Ignored;
 use super::sink::{self, LogLine};
-use crate::server::ServerTls;
+use crate::reload::CHECK_INTERVAL;
+use crate::server::{Access, ServerTls};
 
 /// A second signal stops the server at once only if it comes at least so long after the first.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -36,7 +37,8 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
         .enable_all()
         .build()
         .map_err(super::no_runtime)?;
-    runtime.block_on(serve(config, json))
+    let identities = IdentityFiles::load(&config, args.config.as_deref());
+    runtime.block_on(serve(config, identities.map_err(misconfigured)?, json))
 }
 
 /// Warnings go to stderr; `RUST_LOG` adds more. The server waits for no line. A panic is a line of
@@ -82,8 +84,8 @@ pub(crate) async fn in_memory() -> Result<InMemory, Failure> {
         store: "memory:".to_owned(),
         ..Config::default()
     };
-    let node =
-        Node::start(&config, config.node()?, &Joined::default(), &Waiting::new(true)).await?;
+    let (joined, waiting) = (Joined::default(), Waiting::new(true));
+    let node = Node::start(&config, config.node()?, Access::default(), &joined, &waiting).await?;
     let address = node.address;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(node.serve(async {
@@ -109,12 +111,17 @@ impl InMemory {
     }
 }
 
-async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
+async fn serve(
+    config: Config,
+    identities: Option<IdentityFiles>,
+    json: bool,
+) -> Result<u8, Failure> {
     let mut signals = StopSignals::take()
         .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}")))?;
     let name = config.node()?;
     let (joined, waiting) = (Joined::default(), Waiting::new(json));
-    let starting = Node::start(&config, name.clone(), &joined, &waiting);
+    let access = identities.as_ref().map(IdentityFiles::access).unwrap_or_default();
+    let starting = Node::start(&config, name.clone(), access, &joined, &waiting);
     let node = tokio::select! {
         node = within(&config, &waiting, starting) => match node {
             Ok(node) => node,
@@ -141,7 +148,7 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
     // A server whose output is not read continues to serve.
     sink::stdout().line(format!("{}\n", ready_line(&node, &name, json)));
 
-    let reload = reload_when_notified(node.tls.clone(), Arc::clone(&signals.reload));
+    let reload = keep_fresh(node.tls.clone(), identities, Arc::clone(&signals.reload));
     let (stop, again) = stop_and_again(signals);
     let ending = tokio::select! {
         ending = node.serve(stop) => ending?,
@@ -160,12 +167,25 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Reads the certificates again each time that `reload` is notified, for ever.
-async fn reload_when_notified(tls: Option<ServerTls>, reload: Arc<Notify>) -> Infallible {
+/// Reads the certificates and the identities again each time that `reload` is notified, and the
+/// identities when they have changed, for ever. Certificates are watched by the servers.
+async fn keep_fresh(
+    tls: Option<ServerTls>,
+    identities: Option<IdentityFiles>,
+    reload: Arc<Notify>,
+) -> Infallible {
     loop {
-        reload.notified().await;
+        let requested = tokio::select! {
+            () = reload.notified() => true,
+            () = tokio::time::sleep(CHECK_INTERVAL), if identities.is_some() => false,
+        };
+        if let Some(identities) = &identities {
+            identities.check(requested).await;
+        }
         match &tls {
+            _ if !requested => {}
             Some(tls) => tls.reload().await,
+            None if identities.is_some() => {}
             // Other daemons read their settings again on this signal.
             None => tracing::warn!(
                 "SIGHUP changes nothing: settings are read at the start; SIGTERM stops the server"

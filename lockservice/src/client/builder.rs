@@ -8,10 +8,10 @@ use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use super::connect::{Client, Parts};
-use crate::channel::{Channels, Credentials, Dial, Security, Tried, race, refusal};
+use crate::channel::{Channels, Credentials, Dial, Link, Security, Tried, race, refusal};
 
 /// The settings of a [`Client`].
 #[derive(Clone, Debug)]
@@ -121,7 +121,7 @@ impl ClientBuilder {
             .with("address", addresses));
         }
         let (home, channel) =
-            first_to_respond(endpoints, self.connect_timeout).await.map_err(|why| {
+            first_to_respond(endpoints, &security, self.connect_timeout).await.map_err(|why| {
                 if let Some(refusal) = why.as_ref().and_then(|why| refusal(why)) {
                     return refusal.clone();
                 }
@@ -158,12 +158,13 @@ impl ClientBuilder {
 /// yet is second best. Fails with the last reason.
 async fn first_to_respond(
     endpoints: Vec<(Endpoint, Dial)>,
+    security: &Security,
     each: Duration,
-) -> Result<(usize, Channel), Option<tonic::transport::Error>> {
+) -> Result<(usize, Link), Option<tonic::transport::Error>> {
     // A single address is used as soon as it is connected: there is no choice.
     let alone = endpoints.len() == 1;
     race(endpoints.into_iter().enumerate().map(|(n, (endpoint, dial))| async move {
-        match tokio::time::timeout(each, try_one(&endpoint, dial, alone)).await {
+        match tokio::time::timeout(each, try_one(&endpoint, dial, security, alone)).await {
             Ok(Tried::Good(channel)) => Tried::Good((n, channel)),
             Ok(Tried::SecondBest(channel)) => Tried::SecondBest((n, channel)),
             Ok(Tried::Failed(why)) => Tried::Failed(why),
@@ -178,10 +179,11 @@ async fn first_to_respond(
 async fn try_one(
     endpoint: &Endpoint,
     dial: Dial,
+    security: &Security,
     alone: bool,
-) -> Tried<Channel, tonic::transport::Error> {
+) -> Tried<Link, tonic::transport::Error> {
     let channel = match endpoint.connect_with_connector(dial).await {
-        Ok(channel) => channel,
+        Ok(channel) => security.over(channel),
         Err(e) => return Tried::Failed(Some(e)),
     };
     if alone {

@@ -7,11 +7,10 @@ use std::time::Duration;
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use tonic::transport::Channel;
 
 use super::session::Session;
 use super::{AdminClient, AllocatorClient, ClientBuilder};
-use crate::channel::{Channels, StreamChannel};
+use crate::channel::{Channels, Link, StreamChannel};
 use crate::proto::locks_client::LocksClient;
 
 /// The largest response, in bytes. It is larger than a server's frames, for a deadlock's cycle can
@@ -73,7 +72,7 @@ pub(super) struct Parts {
 pub(super) struct Node {
     pub(super) client: Client,
     pub(super) address: Arc<str>,
-    pub(super) channel: Channel,
+    pub(super) channel: Link,
 }
 
 /// The pause before another call to a server that is starting, or that lost its lease and will
@@ -220,7 +219,7 @@ impl Client {
 }
 
 impl Node {
-    pub(super) fn locks_client(&self) -> LocksClient<Channel> {
+    pub(super) fn locks_client(&self) -> LocksClient<Link> {
         LocksClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 

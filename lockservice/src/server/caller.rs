@@ -48,9 +48,9 @@ pub(super) enum Channel {
     /// In plain text, on a listener with TLS: every call is refused.
     #[cfg(feature = "tls")]
     PlainToTls,
-    /// TLS.
+    /// TLS, with a client certificate of this common name.
     #[cfg(feature = "tls")]
-    Tls,
+    Tls(Option<String>),
 }
 
 impl Caller {

@@ -11,10 +11,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic_health::server::HealthReporter;
 
+use super::access::Port;
 use super::calls::BoundedCalls;
 use super::deadline::Deadline;
 use super::gate::Gate;
-use super::guard::Guarded;
+use super::guard::Guard;
 use super::serving::{Serving, transport};
 use super::session_stream::SessionStreams;
 use super::{ServerListener, ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
@@ -56,7 +57,10 @@ impl Server {
     ) -> Result<Self> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let slot = Slot::default();
-        let locks = SessionStreams::beside(locks::LocksApi::new(slot.clone(), settings), &settings);
+        let listener: ServerListener = listener.into();
+        let guard = Guard::of(&listener, Port::Clients);
+        let locks = locks::LocksApi::new(slot.clone(), settings, listener.access.clone());
+        let locks = SessionStreams::beside(locks, &settings);
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, Gate::open()))
             .max_decoding_message_size(settings.message_bytes_max);
         let admin =
@@ -70,13 +74,13 @@ impl Server {
         let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
         let bounded = BoundedCalls::within(settings.message_bytes_max);
         let router = transport()
-            .add_service(bounded.of(Guarded(health_service)))
-            .add_service(bounded.of(Guarded(reflection)))
-            .add_service(bounded.of(Guarded(reflection_alpha)))
-            .add_service(bounded.of(Guarded(Deadline(locks))))
-            .add_service(bounded.of(Guarded(Deadline(allocator))))
-            .add_service(bounded.of(Guarded(Deadline(admin))));
-        let serving = Serving::start(router, listener.into(), settings);
+            .add_service(bounded.of(guard.guarded(health_service)))
+            .add_service(bounded.of(guard.guarded(reflection)))
+            .add_service(bounded.of(guard.guarded(reflection_alpha)))
+            .add_service(bounded.of(guard.guarded(Deadline(locks))))
+            .add_service(bounded.of(guard.guarded(Deadline(allocator))))
+            .add_service(bounded.of(guard.guarded(Deadline(admin))));
+        let serving = Serving::start(router, listener, settings);
         let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
         Ok(Self { slot, settings, health, locks_health, allocator_health, serving })
     }

@@ -120,11 +120,12 @@ impl Connected for Connection {
 impl Connection {
     /// Resolves when both ends may send: at once without TLS.
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.caller.channel().is_some() {
+            return Poll::Ready(Ok(()));
+        }
         match self.transport.poll_open(cx) {
             Poll::Ready(Ok(channel)) => {
-                if self.caller.channel().is_none() {
-                    self.caller.set_channel(channel);
-                }
+                self.caller.set_channel(channel);
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(why)) => Poll::Ready(Err(why)),

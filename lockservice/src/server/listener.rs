@@ -4,17 +4,19 @@ use std::net::SocketAddr;
 
 use tokio::net::{TcpListener, TcpStream};
 
+use super::access::Access;
 use super::transport::Transport;
 #[cfg(feature = "tls")]
 use crate::tls::ServerTls;
 
 /// A listener of a [`Server`](super::Server) or a [`PeerServer`](super::PeerServer). One made
-/// [from](From) a [`TcpListener`] serves in plain text.
+/// [from](From) a [`TcpListener`] serves everyone, in plain text.
 #[derive(Debug)]
 pub struct ServerListener {
     pub(super) tcp: TcpListener,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<ServerTls>,
+    pub(super) access: Access,
 }
 
 impl From<TcpListener> for ServerListener {
@@ -23,6 +25,7 @@ impl From<TcpListener> for ServerListener {
             tcp,
             #[cfg(feature = "tls")]
             tls: None,
+            access: Access::default(),
         }
     }
 }
@@ -34,6 +37,12 @@ impl ServerListener {
     #[must_use]
     pub fn with_tls(self, tls: ServerTls) -> Self {
         Self { tls: Some(tls), ..self }
+    }
+
+    /// Only callers that `access` knows are served, as far as it allows.
+    #[must_use]
+    pub fn with_access(self, access: Access) -> Self {
+        Self { access, ..self }
     }
 
     /// The connection that was accepted from `address`.

@@ -16,13 +16,15 @@
 //! | `settings` | [`ServerSettings`] |
 //! | `listener`, `transport` | [`ServerListener`]; the bytes of a connection, in plain text or with TLS |
 //! | `incoming`, `caller`, `calls` | bounds: connections, quotas of callers, calls |
-//! | `guard` | callers that may not make a call are refused |
+//! | `access`, `guard` | who may do what; callers that may not make a call are refused |
 //! | `gate`, `deadline` | callers of other clusters are refused; calls end in time |
 //! | `locks` | the API `Locks`: its unary calls |
 //! | `session_stream`, `connection` | the session stream: as a call; its life |
 //! | `operation`, `under_way`, `quiet` | its messages; those that wait, or need no response |
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
+//! | `table_names` | the tables that a commit presents, by name |
 
+mod access;
 mod admin;
 mod allocator;
 mod caller;
@@ -45,6 +47,7 @@ mod serving;
 mod session_stream;
 mod settings;
 mod slot;
+mod table_names;
 mod transport;
 mod under_way;
 
@@ -53,6 +56,8 @@ use std::future::Future;
 use lockservice_core::Result;
 use lockservice_core::service::Stopped;
 
+pub(crate) use self::access::Principal;
+pub use self::access::{Access, AccessRole, IdentitySettings};
 pub use self::client_server::Server;
 pub use self::host::ServiceHost;
 #[cfg(feature = "cli")]

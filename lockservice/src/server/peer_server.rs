@@ -7,9 +7,10 @@ use lockservice_core::allocator::LockTableAllocator;
 use lockservice_core::store::Cluster;
 use tokio::sync::watch;
 
+use super::access::Port;
 use super::deadline::Deadline;
 use super::gate::Gate;
-use super::guard::Guarded;
+use super::guard::Guard;
 use super::serving::{Serving, transport};
 use super::{ServerListener, ServerSettings, allocator, peer};
 use crate::proto::allocator_server::AllocatorServer;
@@ -35,6 +36,8 @@ impl PeerServer {
         cluster: watch::Receiver<Option<Cluster>>,
         settings: ServerSettings,
     ) -> Self {
+        let listener: ServerListener = listener.into();
+        let guard = Guard::of(&listener, Port::Nodes);
         let gate = Gate::members_of(cluster);
         let peer = PeerServiceServer::new(peer::PeerApi::new(Arc::clone(&allocator), gate.clone()))
             .max_decoding_message_size(settings.message_bytes_max);
@@ -42,9 +45,9 @@ impl PeerServer {
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, gate))
             .max_decoding_message_size(settings.message_bytes_max);
         let router = transport()
-            .add_service(Guarded(Deadline(peer)))
-            .add_service(Guarded(Deadline(allocator)));
-        Self(Serving::start(router, listener.into(), settings))
+            .add_service(guard.guarded(Deadline(peer)))
+            .add_service(guard.guarded(Deadline(allocator)));
+        Self(Serving::start(router, listener, settings))
     }
 
     /// Resolves when the listener breaks, with the reason: the node can lead no more then.

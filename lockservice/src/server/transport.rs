@@ -24,9 +24,9 @@ pub(super) enum Transport {
     /// In plain text, on a listener with TLS.
     #[cfg(feature = "tls")]
     PlainToTls(TcpStream),
-    /// TLS.
+    /// TLS, and the common name in the client's certificate.
     #[cfg(feature = "tls")]
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<TcpStream>>, Option<String>),
 }
 
 impl Transport {
@@ -37,9 +37,7 @@ impl Transport {
             *self = match std::task::ready!(handshake.poll(cx))? {
                 Accepted::Plain(stream) => Self::PlainToTls(stream),
                 Accepted::Tls(stream, certificate) => {
-                    let name = certificate.map(|certificate| certificate.name);
-                    tracing::debug!(certificate = name, "connected with TLS");
-                    Self::Tls(stream)
+                    Self::Tls(stream, certificate.map(|certificate| certificate.name))
                 }
             };
         }
@@ -50,7 +48,9 @@ impl Transport {
             #[cfg(feature = "tls")]
             Self::PlainToTls(_) => Channel::PlainToTls,
             #[cfg(feature = "tls")]
-            Self::Tls(_) | Self::Handshake(_) => Channel::Tls,
+            Self::Tls(_, certificate) => Channel::Tls(certificate.clone()),
+            #[cfg(feature = "tls")]
+            Self::Handshake(_) => return not_open(),
         }))
     }
 
@@ -79,7 +79,7 @@ impl AsyncRead for Transport {
             #[cfg(feature = "tls")]
             Self::PlainToTls(stream) => Pin::new(stream).poll_read(cx, buf),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream, _) => Pin::new(stream).poll_read(cx, buf),
             #[cfg(feature = "tls")]
             Self::Handshake(_) => not_open(),
         }
@@ -97,7 +97,7 @@ impl AsyncWrite for Transport {
             #[cfg(feature = "tls")]
             Self::PlainToTls(stream) => Pin::new(stream).poll_write(cx, bytes),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write(cx, bytes),
             #[cfg(feature = "tls")]
             Self::Handshake(_) => not_open(),
         }
@@ -113,7 +113,7 @@ impl AsyncWrite for Transport {
             #[cfg(feature = "tls")]
             Self::PlainToTls(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write_vectored(cx, bytes),
             #[cfg(feature = "tls")]
             Self::Handshake(_) => not_open(),
         }
@@ -130,7 +130,7 @@ impl AsyncWrite for Transport {
             #[cfg(feature = "tls")]
             Self::PlainToTls(stream) => Pin::new(stream).poll_flush(cx),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream, _) => Pin::new(stream).poll_flush(cx),
             #[cfg(feature = "tls")]
             Self::Handshake(_) => not_open(),
         }
@@ -142,7 +142,7 @@ impl AsyncWrite for Transport {
             #[cfg(feature = "tls")]
             Self::PlainToTls(stream) => Pin::new(stream).poll_shutdown(cx),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
             // Dropping it closes the connection.
             #[cfg(feature = "tls")]
             Self::Handshake(_) => Poll::Ready(Ok(())),

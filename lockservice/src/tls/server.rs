@@ -42,6 +42,8 @@ pub struct TlsSettings {
     pub key: PathBuf,
     /// The PEM file of the CAs of client certificates. Empty: clients need none.
     pub client_ca: PathBuf,
+    /// True if a client may come without a certificate, with a token. Default false.
+    pub client_cert_optional: bool,
     /// The PEM file of the CAs of the other nodes' certificates. Empty: those of `client_ca`, else
     /// those that the machine trusts.
     pub peer_ca: PathBuf,
@@ -73,7 +75,7 @@ impl TlsSettings {
 
     /// True if clients must present a certificate.
     pub fn is_mutual(&self) -> bool {
-        self.is_set() && self.client_ca().is_some()
+        self.is_set() && self.client_ca().is_some() && !self.client_cert_optional
     }
 
     fn client_ca(&self) -> Option<&PathBuf> {
@@ -283,7 +285,10 @@ fn config(settings: &TlsSettings) -> Result<ServerConfig> {
     let builder = match settings.client_ca() {
         Some(path) => {
             let roots = Arc::new(files::roots(path)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+            let mut verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+            if settings.client_cert_optional {
+                verifier = verifier.allow_unauthenticated();
+            }
             builder.with_client_cert_verifier(verifier.build().map_err(|why| internal(why.into()))?)
         }
         None => builder.with_no_client_auth(),

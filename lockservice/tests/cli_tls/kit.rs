@@ -1,5 +1,7 @@
 //! Certificates, and a proxy that cuts connections.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

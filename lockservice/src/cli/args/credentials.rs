@@ -21,7 +21,14 @@ pub(crate) struct CredentialArgs {
     /// The PEM file of the certificate's private key.
     #[arg(long, env = "LOCKSERVICE_CERT_KEY", value_name = "FILE", requires = "cert")]
     cert_key: Option<PathBuf>,
+    /// Present the bearer token in this file. The token itself can be given as
+    /// LOCKSERVICE_AUTH_TOKEN.
+    #[arg(long, env = "LOCKSERVICE_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
+
+/// The variable that holds a token. A flag would show it to every user of the machine.
+const TOKEN_VARIABLE: &str = "LOCKSERVICE_AUTH_TOKEN";
 
 impl CredentialArgs {
     /// The credentials. Their files are not read yet.
@@ -33,7 +40,12 @@ impl CredentialArgs {
         if let (Some(cert), Some(key)) = (&self.cert, &self.cert_key) {
             credentials = credentials.certificate(cert, key);
         }
-        credentials
+        let token = std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty());
+        match (&self.token_file, token) {
+            (Some(path), _) => credentials.token_file(path),
+            (None, Some(token)) => credentials.token(token),
+            (None, None) => credentials,
+        }
     }
 
     /// A client that uses them.
@@ -49,6 +61,7 @@ impl CredentialArgs {
             ("LOCKSERVICE_CA", &self.ca),
             ("LOCKSERVICE_CERT", &self.cert),
             ("LOCKSERVICE_CERT_KEY", &self.cert_key),
+            ("LOCKSERVICE_TOKEN_FILE", &self.token_file),
         ]
         .into_iter()
         .filter_map(move |(name, path)| Some((name, absolute(path.as_deref()?))))

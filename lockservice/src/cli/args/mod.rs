@@ -75,6 +75,9 @@ pub(crate) enum Command {
     Table(TableCommand),
     /// Make a CA and certificates, to try TLS with.
     Certs(CertsArgs),
+    /// Make a bearer token for a client or a node.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Check, migrate, dump or restore a store.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -121,6 +124,13 @@ impl ListArgs {
     pub(crate) fn table(&self) -> Option<TableRef> {
         self.table.as_ref().map(|name| TableRef { group: self.group.clone(), name: name.clone() })
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Print a new token, and on stderr the line for the identity of its owner: the server gets
+    /// only its hash.
+    New,
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,14 +7,14 @@ use crate::cli::exit::Failure;
 
 impl Config {
     /// The addresses to listen on, tried in this order. Fails if one can be reached from other
-    /// machines without mutual TLS, unless `insecure` is set.
+    /// machines, and not both TLS is used and callers are checked, unless `insecure` is set.
     pub(crate) fn addresses(&self) -> Result<Vec<SocketAddr>, Failure> {
         let addresses = resolve(&self.listen, "--listen")?;
         if self.is_open() && addresses.iter().any(|address| !address.ip().is_loopback()) {
             return Err(Failure::usage(format!(
-                "{} can be reached from other machines, and this server does not require \
-                 certificates of clients: listen on 127.0.0.1, use TLS (--tls-cert, --tls-key and \
-                 --tls-client-ca), or say --insecure if the network is trusted",
+                "{} can be reached from other machines, and this server does not both encrypt and \
+                 check who calls: listen on 127.0.0.1, use TLS (--tls-cert, --tls-key) with \
+                 --tls-client-ca or identities, or say --insecure if the network is trusted",
                 self.listen
             )));
         }
@@ -23,7 +23,7 @@ impl Config {
 
     /// The addresses to listen on for other nodes, tried in this order, if clients are listened to
     /// on `clients`; `None` if there can be no other nodes. Fails if one can be reached from other
-    /// machines without mutual TLS, unless `insecure` is set.
+    /// machines, and not both TLS is used and callers are checked, unless `insecure` is set.
     pub(crate) fn peer_addresses(
         &self,
         clients: SocketAddr,
@@ -58,8 +58,8 @@ impl Config {
         if self.is_open() && addresses.iter().any(|address| !address.ip().is_loopback()) {
             return Err(Failure::usage(format!(
                 "{} can be reached from other machines, and a process that reaches it owns the \
-                 cluster: use TLS (--tls-cert, --tls-key and --tls-client-ca), or let only its \
-                 nodes reach it and say --insecure",
+                 cluster: use TLS (--tls-cert, --tls-key) with --tls-client-ca or identities, or \
+                 let only its nodes reach it and say --insecure",
                 self.peer_listen
             )));
         }
@@ -68,7 +68,8 @@ impl Config {
 
     /// True if every process that reaches this server can use it, and `insecure` is not set.
     fn is_open(&self) -> bool {
-        !self.insecure && !self.tls.is_mutual()
+        let closed = self.tls.is_mutual() || (self.tls.is_set() && self.has_identities());
+        !self.insecure && !closed
     }
 
     /// The address at which clients reach a node that listens on `address`. Fails if several nodes

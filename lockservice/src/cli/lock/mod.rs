@@ -215,9 +215,13 @@ fn lost(why: &Error) -> Failure {
         }
         _ => "the lock was lost and the command was ended",
     };
+    let reason = match std::error::Error::source(why) {
+        Some(cause) => format!("{}: {cause}", why.message()),
+        None => why.message().to_owned(),
+    };
     Failure::new(
         exit::LOST,
         why.kind().name(),
-        format!("{what}: start it again to wait for the lock ({})", why.message()),
+        format!("{what}: start it again to wait for the lock ({reason})"),
     )
 }
