@@ -49,7 +49,10 @@ struct Stamp {
 }
 
 /// The outcome of a check.
-#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "only a server reports it"))]
+#[cfg_attr(
+    not(all(feature = "server", feature = "tls")),
+    allow(dead_code, reason = "only a server with TLS reports it")
+)]
 #[derive(Debug)]
 pub(crate) enum Reloading {
     /// The files are those that are used.

@@ -83,6 +83,7 @@ impl TlsSettings {
     }
 
     /// The CAs of the other nodes' certificates, if they are named.
+    #[cfg(feature = "cli")]
     pub(crate) fn peer_ca(&self) -> Option<&PathBuf> {
         let named = Some(&self.peer_ca).filter(|path| !path.as_os_str().is_empty());
         named.or_else(|| self.client_ca())
