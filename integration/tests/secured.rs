@@ -63,19 +63,13 @@ async fn the_bank_loses_no_session_while_every_certificate_is_replaced() {
         command.args(["locks", "--json", "--server", &place.address]);
         with_certs(&mut command, folder).output().await.expect("it can be started")
     };
-    within("the bank locks", async {
-        while json_lines(&locks(&used).await).is_empty() {}
-    })
-    .await;
+    within("the bank locks", async { while json_lines(&locks(&used).await).is_empty() {} }).await;
     replace(&used, &new);
     within("the new certificates are served", async {
         while !locks(&new).await.status.success() {}
     })
     .await;
-    within("the bank works on", async {
-        while json_lines(&locks(&new).await).is_empty() {}
-    })
-    .await;
+    within("the bank works on", async { while json_lines(&locks(&new).await).is_empty() {} }).await;
     let limit = Duration::from_secs(SECONDS + 60);
     let ended = within_limit(limit, "the bank ends", bank.wait_with_output()).await;
     let output = ended.expect("a child can be waited for");
