@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `server` (default) | [`server`]: the gRPC API over a service and an allocator |
 //! | `client` (default) | [`client`]: sessions and transactions of a remote server |
+//! | `tls` (default) | TLS and mutual TLS, for the server and for the client |
 //! | `cli` (default) | [`cli`]: the `lockservice` command |
 //! | `file` (default) | the store `file:PATH` |
 //! | `rocks` | the store `rocks:PATH`; builds RocksDB |
@@ -42,6 +43,8 @@
 //! | `server`, `peers` | the gRPC API: the side that serves clients and nodes; calls to other nodes |
 //! | `client`, `channel` | sessions and transactions of a remote server; connections |
 //! | `proto`, `convert`, `codec` | messages; their way to and from the types of the core; their size |
+//! | `tls`, `reload` | certificates, and handshakes; files that are read again when they change |
+//! | `token` | bearer tokens, and what a server keeps of them |
 //! | `frame` | the frames of session streams, as bytes |
 //! | `cli` | the command line |
 
@@ -63,9 +66,15 @@ mod frame;
 pub mod peers;
 #[cfg(any(feature = "server", feature = "client"))]
 pub mod proto;
+#[cfg(any(feature = "server", feature = "client"))]
+mod reload;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod store;
+#[cfg(all(feature = "tls", any(feature = "server", feature = "client")))]
+mod tls;
+#[cfg(feature = "server")]
+pub mod token;
 
 use std::sync::Arc;
 
@@ -76,6 +85,8 @@ use lockservice_core::store::ClusterId;
 #[cfg(feature = "server")]
 use lockservice_core::store::NodeAddress;
 
+#[cfg(any(feature = "server", feature = "client"))]
+pub use self::channel::Credentials;
 #[cfg(feature = "client")]
 pub use self::client::{Client, ClientTxn, LockGuard, Session, TxnSavepoint};
 #[cfg(feature = "server")]

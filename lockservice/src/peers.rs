@@ -23,10 +23,9 @@ use lockservice_core::{
     TxnId,
 };
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use crate::channel::Channels;
+use crate::channel::{Channels, Credentials, Link, Security};
 use crate::convert;
 use crate::proto;
 use crate::proto::allocator_client::AllocatorClient;
@@ -68,9 +67,22 @@ pub struct GrpcPeers {
 }
 
 impl GrpcPeers {
-    /// Peers without a connection yet.
+    /// Peers without a connection yet, which are reached in plain text.
     pub fn new(patience: Patience) -> Self {
-        Self { channels: Channels::new(patience.call), patience }
+        Self::over(Security::default(), patience)
+    }
+
+    /// Peers without a connection yet, which are reached with these credentials: with TLS if they
+    /// have a CA or a certificate.
+    ///
+    /// # Errors
+    /// `InvalidArgument`: a file of the credentials cannot be used; it is named.
+    pub fn with_credentials(patience: Patience, credentials: &Credentials) -> Result<Self> {
+        Ok(Self::over(Security::load(credentials, &[])?, patience))
+    }
+
+    fn over(security: Security, patience: Patience) -> Self {
+        Self { channels: Channels::new(security, patience.call), patience }
     }
 }
 
@@ -93,7 +105,7 @@ impl AllocatorPeers for GrpcPeers {
 /// [`ElectedAllocator`](lockservice_core::allocator::ElectedAllocator) follows.
 #[derive(Clone, Debug)]
 pub struct RemoteAllocator {
-    channel: Channel,
+    channel: Link,
     address: String,
     /// The cluster of the caller.
     cluster: ClusterId,
@@ -101,11 +113,11 @@ pub struct RemoteAllocator {
 }
 
 impl RemoteAllocator {
-    fn peer(&self) -> PeerClient<Channel> {
+    fn peer(&self) -> PeerClient<Link> {
         PeerClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
-    fn allocator(&self) -> AllocatorClient<Channel> {
+    fn allocator(&self) -> AllocatorClient<Link> {
         AllocatorClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
@@ -143,6 +155,9 @@ impl RemoteAllocator {
             };
         }
         match self.check_cluster(status.metadata()) {
+            // A caller that is refused before the call reaches the node's API: the refusal says
+            // what to correct.
+            Err(_) if is_refused(&error, status) => error.with("allocator", &self.address),
             Ok(()) => error.with("allocator", &self.address),
             Err(elsewhere) => elsewhere.with_source(error),
         }
@@ -356,6 +371,16 @@ impl LockTableAllocator for RemoteAllocator {
                 Err(_) => return Err(self.silent()),
             }
         }
+    }
+}
+
+/// True for the refusal of a caller that may not make the call. Those of a node's API name its
+/// cluster.
+fn is_refused(error: &Error, status: &Status) -> bool {
+    match error.kind() {
+        ErrorKind::Unauthenticated => true,
+        ErrorKind::NotPermitted => status.metadata().get(CLUSTER).is_none(),
+        _ => false,
     }
 }
 

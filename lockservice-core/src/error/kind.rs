@@ -57,6 +57,10 @@ kinds! {
     /// The call needs a right, or a kind of transaction, that the caller does not have. Fix the
     /// request.
     NotPermitted => "not_permitted", FixRequest;
+    /// One end did not prove to the other who it is: its certificate or token is missing, unknown,
+    /// expired or revoked, or one end speaks TLS and the other does not. Correct the credentials,
+    /// or the address.
+    Unauthenticated => "unauthenticated", FixRequest;
     /// `NoWait` met a lock, or an earlier incompatible waiter. Nothing was locked; try again later.
     Conflict => "conflict", RetryCall;
     /// The wait's deadline passed. Nothing was locked by this call; try again, or give up.

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use clap::Parser;
-use lockservice::TableRef;
+use lockservice::{Credentials, TableRef};
 use rand::{SeedableRng as _, rngs::SmallRng};
 
 use crate::journal::Journal;
@@ -49,6 +49,18 @@ struct Args {
     /// Where the server is: HOST:PORT or a URL.
     #[arg(long, env = "LOCKSERVICE_SERVER", default_value = "127.0.0.1:7654")]
     server: String,
+    /// The PEM file of the CA of the server's certificate: connects with TLS.
+    #[arg(long, env = "LOCKSERVICE_CA")]
+    ca: Option<PathBuf>,
+    /// The PEM file of the certificate to present.
+    #[arg(long, env = "LOCKSERVICE_CERT", requires = "cert_key")]
+    cert: Option<PathBuf>,
+    /// The PEM file of its private key.
+    #[arg(long, env = "LOCKSERVICE_CERT_KEY", requires = "cert")]
+    cert_key: Option<PathBuf>,
+    /// The file of the bearer token to present.
+    #[arg(long, env = "LOCKSERVICE_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     /// How many workers move money at once.
     #[arg(long, default_value_t = 64)]
     workers: usize,
@@ -74,6 +86,22 @@ async fn main() -> ExitCode {
     }
 }
 
+impl Args {
+    fn credentials(&self) -> Credentials {
+        let mut credentials = Credentials::default();
+        if let Some(ca) = &self.ca {
+            credentials = credentials.ca(ca);
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.cert_key) {
+            credentials = credentials.certificate(cert, key);
+        }
+        match &self.token_file {
+            Some(path) => credentials.token_file(path),
+            None => credentials,
+        }
+    }
+}
+
 async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
     let accounts = usize::from(args.accounts);
     let journal = Journal::open(&args.journal, accounts)
@@ -83,6 +111,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
         journal,
         accounts,
         table: TableRef::new("bank", "accounts")?,
+        credentials: args.credentials(),
         server: args.server,
         counters: Counters::default(),
         stop: AtomicBool::new(false),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use lockservice::{
     Advice, BeginCommit, Client, ClientTxn, Clock as _, Commit, CommitAttempt, CommitTimestamp,
-    CommitWindow, Error, ErrorKind, Grant, Key, KeyRange, LockItem, LockMode, LockSpec,
-    PresentedBind, Session, SystemClock, TableRef, TxnOptions,
+    CommitWindow, Credentials, Error, ErrorKind, Grant, Key, KeyRange, LockItem, LockMode,
+    LockSpec, PresentedBind, Session, SystemClock, TableRef, TxnOptions,
 };
 use rand::{Rng as _, rngs::SmallRng};
 
@@ -33,6 +33,7 @@ pub(crate) struct Bank {
     pub(crate) journal: Journal,
     pub(crate) accounts: usize,
     pub(crate) table: TableRef,
+    pub(crate) credentials: Credentials,
     pub(crate) server: String,
     pub(crate) counters: Counters,
     pub(crate) stop: AtomicBool,
@@ -229,7 +230,11 @@ impl Bank {
     }
 
     async fn connect(&self) -> Result<(Client, Session), Error> {
-        let client = Client::builder().name("bank").connect(&self.server).await?;
+        let client = Client::builder()
+            .name("bank")
+            .credentials(self.credentials.clone())
+            .connect(&self.server)
+            .await?;
         let session = client.session(None).await?;
         Ok((client, session))
     }

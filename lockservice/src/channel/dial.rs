@@ -2,7 +2,8 @@
 //!
 //! The kernel accepts for a process that is stopped, so a connection proves little. A server of
 //! HTTP/2 sends first. So the first of several addresses from which something comes is used. A
-//! silent one is used only if there is no other, for a proxy may wait for the client to send.
+//! silent one is used only if there is no other, for a proxy may wait for the client to send. With
+//! TLS the handshake is part of the connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,12 +18,18 @@ use tonic::transport::Uri;
 use tower_service::Service;
 
 use super::race::{Tried, race};
+use super::stream::Stream;
+#[cfg(feature = "tls")]
+use crate::tls::TlsClient;
 
 /// The largest number of addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 16;
 
-/// The port of a URL that names none.
+/// The port of a URL that names none, in plain text.
 const PORT: u16 = 80;
+/// The same with TLS.
+#[cfg(feature = "tls")]
+const PORT_TLS: u16 = 443;
 
 /// Resolves a host and a port to addresses.
 type Lookup = dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
@@ -34,6 +41,8 @@ pub(crate) struct Dial {
     /// The time that one address of several may take to connect and to send. It is less than the
     /// whole time, so that a silent one can still be used.
     each: Duration,
+    #[cfg(feature = "tls")]
+    tls: Option<TlsClient>,
 }
 
 impl Dial {
@@ -46,27 +55,79 @@ impl Dial {
     }
 
     fn with_lookup(lookup: Arc<Lookup>, connect_timeout: Duration) -> Self {
-        Self { lookup, each: connect_timeout / 2 }
+        Self {
+            lookup,
+            each: connect_timeout / 2,
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
     }
 
-    async fn connect(self, uri: Uri) -> io::Result<TcpStream> {
+    /// Every connection speaks TLS.
+    #[cfg(feature = "tls")]
+    pub(super) fn with_tls(self, tls: TlsClient) -> Self {
+        Self { tls: Some(tls), ..self }
+    }
+
+    /// The port of a URL that names none.
+    fn default_port(&self) -> u16 {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return PORT_TLS;
+        }
+        PORT
+    }
+
+    async fn connect(self, uri: Uri) -> io::Result<Stream> {
         // An IPv6 address stands in brackets.
         let host =
             uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let addresses = (self.lookup)(host, uri.port_u16().unwrap_or(PORT)).await?;
-        let stream = match *addresses.as_slice() {
+        let port = uri.port_u16().unwrap_or_else(|| self.default_port());
+        let addresses = (self.lookup)(host.clone(), port).await?;
+        match *addresses.as_slice() {
             // There is no choice.
-            [address] => TcpStream::connect(address).await?,
+            [address] => self.open(address, &host, port).await,
             _ => {
                 let tries = addresses
                     .into_iter()
                     .take(ADDRESSES_MAX)
-                    .map(|address| try_one(address, self.each));
-                race(tries).await.map_err(|why| why.unwrap_or_else(no_address))?
+                    .map(|address| self.try_one(address, &host, port));
+                race(tries).await.map_err(|why| why.unwrap_or_else(no_address))
             }
-        };
+        }
+    }
+
+    /// Connects to `address`, one of those of `host`.
+    async fn open(&self, address: SocketAddr, host: &str, port: u16) -> io::Result<Stream> {
+        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(stream)
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return Ok(Stream::Tls(Box::new(tls.connect(stream, host, port).await?)));
+        }
+        #[cfg(not(feature = "tls"))]
+        let _ = (host, port);
+        Ok(Stream::Plain(stream))
+    }
+
+    async fn try_one(
+        &self,
+        address: SocketAddr,
+        host: &str,
+        port: u16,
+    ) -> Tried<Stream, io::Error> {
+        let give_up = tokio::time::Instant::now() + self.each;
+        let opened = self.open(address, host, port);
+        let mut stream = match tokio::time::timeout_at(give_up, opened).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(why)) => return Tried::Failed(Some(why)),
+            Err(_) => return Tried::Failed(None),
+        };
+        match tokio::time::timeout_at(give_up, stream.speaks()).await {
+            Ok(Ok(())) => Tried::Good(stream),
+            Ok(Err(why)) => Tried::Failed(Some(why)),
+            Err(_) => Tried::SecondBest(stream),
+        }
     }
 }
 
@@ -77,28 +138,6 @@ fn no_address() -> io::Error {
     )
 }
 
-async fn try_one(address: SocketAddr, each: Duration) -> Tried<TcpStream, io::Error> {
-    let give_up = tokio::time::Instant::now() + each;
-    let stream = match tokio::time::timeout_at(give_up, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(why)) => return Tried::Failed(Some(why)),
-        Err(_) => return Tried::Failed(None),
-    };
-    match tokio::time::timeout_at(give_up, speaks(&stream)).await {
-        Ok(Ok(())) => Tried::Good(stream),
-        Ok(Err(why)) => Tried::Failed(Some(why)),
-        Err(_) => Tried::SecondBest(stream),
-    }
-}
-
-/// Waits until something comes, and leaves it there. Fails if the other end closes instead.
-async fn speaks(stream: &TcpStream) -> io::Result<()> {
-    match stream.peek(&mut [0]).await? {
-        0 => Err(io::ErrorKind::ConnectionReset.into()),
-        _ => Ok(()),
-    }
-}
-
 impl std::fmt::Debug for Dial {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Dial").field("each", &self.each).finish_non_exhaustive()
@@ -106,9 +145,9 @@ impl std::fmt::Debug for Dial {
 }
 
 impl Service<Uri> for Dial {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Stream>;
     type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<TokioIo<TcpStream>>>;
+    type Future = BoxFuture<'static, io::Result<TokioIo<Stream>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -152,7 +191,8 @@ mod tests {
         };
         let dial = Dial::with_lookup(Arc::new(lookup), connect_timeout);
         let connected = dial.connect(Uri::from_static("http://name.example:7654")).await?;
-        connected.peer_addr()
+        let Stream::Plain(stream) = connected else { panic!("it is plain") };
+        stream.peer_addr()
     }
 
     #[tokio::test]

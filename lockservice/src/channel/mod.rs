@@ -7,11 +7,17 @@
 //!
 //! | file | noun |
 //! |---|---|
+//! | `credentials` | what this end trusts and shows; how it connects with that |
 //! | `dial` | one attempt to connect to an address |
+//! | `link` | a channel, with the token that its calls present |
+//! | `stream` | the bytes of a connection, in plain text or with TLS |
 //! | `race` | attempts one after the other, and a slow one beside the next |
 
+mod credentials;
 mod dial;
+mod link;
 mod race;
+mod stream;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,9 +25,12 @@ use std::time::Duration;
 
 use lockservice_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
+pub use self::credentials::Credentials;
+pub(crate) use self::credentials::Security;
 pub(crate) use self::dial::Dial;
+pub(crate) use self::link::Link;
 #[cfg(feature = "client")]
 pub(crate) use self::race::{Tried, race};
 
@@ -33,26 +42,34 @@ const CHANNELS_MAX: usize = 256;
 #[cfg(feature = "client")]
 const STREAMS_PER_CHANNEL_MAX: usize = 90;
 
-/// The endpoint at `address`: `HOST:PORT` or `http://HOST:PORT`. Fails with `InvalidArgument` for
-/// an address that is none.
-pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpoint> {
-    let url =
-        if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let bad = || {
-        Error::new(
-            ErrorKind::InvalidArgument,
-            "the server's address is HOST:PORT or http://HOST:PORT",
-        )
-        .with("address", address)
+/// The scheme of an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Scheme {
+    /// In plain text.
+    Http,
+    /// TLS.
+    Https,
+}
+
+/// The endpoint at `address`, without TLS, and its scheme: `HOST:PORT`, `http://HOST:PORT` or
+/// `https://HOST:PORT`. Fails with `InvalidArgument` for an address that is none.
+pub(crate) fn endpoint(
+    address: &str,
+    connect_timeout: Duration,
+) -> Result<(Endpoint, Option<Scheme>)> {
+    let bad = || no_address(address);
+    let (scheme, rest) = match address.split_once("://") {
+        None => (None, address),
+        Some(("http", rest)) => (Some(Scheme::Http), rest),
+        Some(("https", rest)) => (Some(Scheme::Https), rest),
+        Some(_) => return Err(bad()),
     };
-    if !url.starts_with("http://") {
-        return Err(bad());
-    }
+    let url = format!("http://{rest}");
     let endpoint = Endpoint::from_shared(url).map_err(|e| bad().with_source(e))?;
     let uri = endpoint.uri();
     // A port that is no number in range would be taken for none, and none for that of the scheme.
-    let port_is_given = !address.contains("://")
-        || uri.authority().map(|authority| authority.as_str()) != uri.host();
+    let port_is_given =
+        scheme.is_none() || uri.authority().map(|authority| authority.as_str()) != uri.host();
     if uri.host().is_none_or(str::is_empty)
         || (port_is_given && uri.port_u16().is_none_or(|port| port == 0))
     {
@@ -60,17 +77,36 @@ pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpo
     }
     // A dead connection is noticed well within a promise, so that there is time to resume on a new
     // one (P3).
-    Ok(endpoint
+    let endpoint = endpoint
         .connect_timeout(connect_timeout)
         .http2_keep_alive_interval(Duration::from_secs(1))
         .keep_alive_timeout(Duration::from_millis(1_500))
-        .keep_alive_while_idle(true))
+        .keep_alive_while_idle(true);
+    Ok((endpoint, scheme))
+}
+
+fn no_address(address: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        "the server's address is HOST:PORT, http://HOST:PORT or https://HOST:PORT",
+    )
+    .with("address", address)
+}
+
+/// The reason why a connection could not be made that is found in `error` or below: one end did
+/// not accept the other.
+pub(crate) fn refusal<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
+        // The source of an I/O error is not the error inside, but that one's.
+        error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref()
+    })
 }
 
 /// Channels by address, a bounded number of them. A channel connects when it is first used, and
 /// again when it broke.
 #[derive(Debug)]
 pub(crate) struct Channels {
+    security: Security,
     connect_timeout: Duration,
     /// Locked for a lookup.
     known: Mutex<Known>,
@@ -101,7 +137,7 @@ struct Connections {
 /// A channel, and a token of which each stream on it has a clone.
 #[derive(Clone, Debug)]
 struct Counted {
-    channel: Channel,
+    channel: Link,
     #[cfg_attr(
         not(feature = "client"),
         allow(dead_code, reason = "only clients have session streams")
@@ -110,7 +146,7 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(channel: Channel) -> Self {
+    fn new(channel: Link) -> Self {
         Self { channel, streams: Arc::default() }
     }
 }
@@ -134,19 +170,19 @@ impl Counted {
 #[cfg(feature = "client")]
 #[derive(Debug)]
 pub(crate) struct StreamChannel {
-    pub(crate) channel: Channel,
+    pub(crate) channel: Link,
     _counted: Arc<()>,
 }
 
 impl Channels {
     /// Channels without any address yet. A connection may take `connect_timeout`.
-    pub(crate) fn new(connect_timeout: Duration) -> Self {
-        Self { connect_timeout, known: Mutex::default() }
+    pub(crate) fn new(security: Security, connect_timeout: Duration) -> Self {
+        Self { security, connect_timeout, known: Mutex::default() }
     }
 
     /// The channel to `address`. Must be called within a tokio runtime. Fails with
     /// `InvalidArgument` for an address that is none.
-    pub(crate) fn to(&self, address: &str) -> Result<Channel> {
+    pub(crate) fn to(&self, address: &str) -> Result<Link> {
         let mut known = self.known.lock();
         if let Some(connections) = known.used(address) {
             return Ok(connections.first.channel.clone());
@@ -178,14 +214,13 @@ impl Channels {
         Ok(stream)
     }
 
-    fn new_channel(&self, address: &str) -> Result<Channel> {
-        let dial = Dial::new(self.connect_timeout);
-        Ok(endpoint(address, self.connect_timeout)?.connect_with_connector_lazy(dial))
+    fn new_channel(&self, address: &str) -> Result<Link> {
+        self.security.link(address, self.connect_timeout)
     }
 
     /// Keeps a channel that is connected already.
     #[cfg(feature = "client")]
-    pub(crate) fn insert(&self, address: &str, channel: Channel) {
+    pub(crate) fn insert(&self, address: &str, channel: Link) {
         self.known.lock().keep(address, channel);
     }
 }
@@ -198,7 +233,7 @@ impl Known {
         Some(connections)
     }
 
-    fn keep(&mut self, address: &str, channel: Channel) {
+    fn keep(&mut self, address: &str, channel: Link) {
         if self.channels.len() >= CHANNELS_MAX {
             // Its users keep a clone of it.
             let oldest = self
@@ -221,18 +256,18 @@ mod tests {
 
     #[test]
     fn an_address_that_is_none_is_refused() {
-        for address in ["", "https://a:1", "http://", "a b:1", "ftp://a:1", "a", "a:0", "a:65536"] {
+        for address in ["", "https://", "http://", "a b:1", "ftp://a:1", "a", "a:0", "a:65536"] {
             let refused = endpoint(address, Duration::from_secs(1)).expect_err(address);
             assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{address}");
         }
-        for address in ["a:1", "http://a:1", "[::1]:7654"] {
+        for address in ["a:1", "http://a:1", "https://a:1", "[::1]:7654"] {
             endpoint(address, Duration::from_secs(1)).expect(address);
         }
     }
 
     #[tokio::test]
     async fn as_many_channels_are_kept_as_there_is_room_for_and_the_longest_unused_one_goes() {
-        let channels = Channels::new(Duration::from_secs(1));
+        let channels = Channels::new(Security::default(), Duration::from_secs(1));
         for n in 1..=CHANNELS_MAX {
             channels.to(&format!("host:{n}")).expect("an address");
         }
@@ -250,7 +285,7 @@ mod tests {
     #[cfg(feature = "client")]
     #[tokio::test]
     async fn streams_beyond_what_a_channel_carries_get_further_channels_that_go_with_them() {
-        let channels = Channels::new(Duration::from_secs(1));
+        let channels = Channels::new(Security::default(), Duration::from_secs(1));
         let further = || channels.known.lock().channels["host:1"].further.len();
         let mut streams: Vec<_> = (0..STREAMS_PER_CHANNEL_MAX)
             .map(|_| channels.for_stream("host:1").expect("an address"))

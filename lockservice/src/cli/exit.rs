@@ -95,6 +95,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
         // A lock that the outer command holds is never granted: the command line has to change.
         ErrorKind::InvalidArgument
         | ErrorKind::NotPermitted
+        | ErrorKind::Unauthenticated
         | ErrorKind::HeldByAncestor
         | ErrorKind::TableNotFound => USAGE,
         ErrorKind::Conflict

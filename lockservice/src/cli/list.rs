@@ -9,11 +9,10 @@ use serde_json::{Map, Value, json};
 use super::args::{ClientArgs, ListArgs};
 use super::exit::{self, Failure};
 use super::output::Output;
-use crate::client::Client;
 
 /// Every lock that is held at the server.
 pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
-    let client = Client::connect(&args.client.server).await?;
+    let client = args.client.connect().await?;
     let admin = client.admin();
     let locks = admin.locks(args.table().as_ref()).await?;
     let (node, _) = admin.node().await?;
@@ -52,7 +51,7 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
 
 /// The waits at the server.
 pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
-    let client = Client::connect(&args.client.server).await?;
+    let client = args.client.connect().await?;
     let admin = client.admin();
     let waits = admin.waits(args.table().as_ref()).await?;
     let (node, _) = admin.node().await?;
@@ -97,7 +96,7 @@ pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
 
 /// The node of every bound table.
 pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> {
-    let client = Client::connect(&args.server).await?;
+    let client = args.connect().await?;
     let binds = client.admin().binds().await?;
     say_if_cut(json, binds.is_cut(), binds.len(), "binds");
     let rows: Vec<Value> = binds

@@ -12,6 +12,7 @@
 //! | `patience.rs, waiting.rs` | the deadline until the lock is held, and the messages of a waiter |
 //! | `list.rs, table.rs` | `locks`, `waits`, `binds`, `table`: the commands of an operator |
 //! | `store.rs` | `store check`, `migrate`, `dump`, `restore` |
+//! | `certs.rs`, `token.rs` | `certs`: a CA and certificates to try TLS with; `token`: bearer tokens |
 //! | `bench/` | `bench`, and the systems that it compares with |
 //! | `output.rs, sink.rs, exit.rs` | results on stdout, lines on stderr, exit statuses |
 //! | `settings.rs` | the text of `serve --help` about every setting |
@@ -19,6 +20,7 @@
 
 mod args;
 mod bench;
+mod certs;
 mod config;
 mod exit;
 mod limits;
@@ -35,6 +37,7 @@ mod sink;
 mod store;
 mod supervise;
 mod table;
+mod token;
 mod waiting;
 
 use std::ffi::OsStr;
@@ -83,6 +86,8 @@ fn run() -> ExitCode {
         Command::Waits(args) => block_on(list::waits(args, json)).map(|()| 0),
         Command::Binds(args) => block_on(list::binds(args, json)).map(|()| 0),
         Command::Table(command) => block_on(table::run(command, json)).map(|()| 0),
+        Command::Certs(args) => certs::run(args, json).map(|()| 0),
+        Command::Token(command) => token::run(command, json).map(|()| 0),
         Command::Store(command) => block_on(store::run(command, json)),
         Command::Bench(args) => bench::run(args, json).map(lock::End::finish),
         Command::BenchServer(args) => bench::serve(args).map(|()| 0),

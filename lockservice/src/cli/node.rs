@@ -14,10 +14,13 @@ use lockservice_core::{Error, ErrorKind, NodeName};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 
-use super::config::Config;
+use super::config::{Config, misconfigured};
 use super::exit::{self, Failure, say_waiting};
 use crate::peers::{GrpcPeers, Patience};
-use crate::server::{PeerServer, Server, ServerSettings, ServiceHost, may_pass, start_patiently};
+use crate::server::{
+    Access, PeerServer, Server, ServerListener, ServerSettings, ServerTls, ServiceHost, may_pass,
+    start_patiently,
+};
 use crate::store::StoreUrl;
 
 /// The pause between two tries to open a store that does not respond.
@@ -43,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) host: ServiceHost,
     /// Limits.
     pub(crate) settings: ServerSettings,
+    /// The certificates, if it serves with TLS.
+    pub(crate) tls: Option<ServerTls>,
     /// The description of the store, without secrets.
     pub(crate) store: String,
 }
@@ -57,11 +62,23 @@ impl Node {
     pub(crate) async fn start(
         config: &Config,
         name: NodeName,
+        access: Access,
         joined: &Joined,
         waiting: &Waiting,
     ) -> Result<Self, Failure> {
         // The port comes first: a second server on the same port must not touch the store of the
         // first.
+        let tls = match config.tls.is_set() {
+            true => Some(ServerTls::load(&config.tls).map_err(misconfigured)?),
+            false => None,
+        };
+        let secured = |listener: TcpListener| {
+            let listener = ServerListener::from(listener).with_access(access.clone());
+            match &tls {
+                Some(tls) => listener.with_tls(tls.clone()),
+                None => listener,
+            }
+        };
         let (listener, address) = listen(&config.addresses()?, "--listen").await?;
         let peer_listener = match config.peer_addresses(address)? {
             Some(addresses) => Some(listen(&addresses, "--peer-listen").await?),
@@ -79,13 +96,15 @@ impl Node {
         let described = store.describe();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let patience = Patience::for_lease(config.allocator.constants.lease_ttl());
+        let peers = GrpcPeers::with_credentials(patience, &config.peer_credentials())
+            .map_err(misconfigured)?;
         let allocator = ElectedAllocator::start(
             store,
             Arc::clone(&clock),
             config.allocator.clone(),
             name.clone(),
             advertised.clone(),
-            Arc::new(GrpcPeers::new(patience)),
+            Arc::new(peers),
         )?;
         joined.set(&allocator);
         let settings = ServerSettings { volatile: store_url.is_volatile(), ..config.server };
@@ -93,9 +112,11 @@ impl Node {
         // service need its allocator.
         let peer_address = peer_listener.as_ref().map(|(_, address)| *address);
         let peers = peer_listener.map(|(listener, _)| {
-            PeerServer::start(listener, allocator.as_leader(), allocator.cluster(), settings)
+            let (leader, cluster) = (allocator.as_leader(), allocator.cluster());
+            PeerServer::start(secured(listener), leader, cluster, settings)
         });
-        let mut server = Server::start(listener, allocator.for_clients(), settings).await?;
+        let mut server =
+            Server::start(secured(listener), allocator.for_clients(), settings).await?;
         server.follow(allocator.roles());
         await_role(&allocator, waiting).await?;
         let parts = ServiceParts {
@@ -114,6 +135,7 @@ impl Node {
             allocator,
             host,
             settings,
+            tls,
             store: described,
         })
     }

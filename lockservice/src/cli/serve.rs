@@ -1,24 +1,28 @@
 //! `serve`: runs a server until a signal stops it.
 
+use std::convert::Infallible;
 use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::NodeName;
 use lockservice_core::clock::{Clock as _, SystemClock, Time};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tracing_subscriber::EnvFilter;
 
 use super::args::ServeArgs;
-use super::config::Config;
+use super::config::{Config, IdentityFiles, misconfigured};
 use super::exit::{self, Failure, say_note, say_warning};
 use super::limits;
 use super::node::{Ending, Joined, Node, Waiting};
 use super::signals::Ignored;
 use super::sink::{self, LogLine};
+use crate::reload::CHECK_INTERVAL;
+use crate::server::{Access, ServerTls};
 
 /// A second signal stops the server at once only if it comes at least so long after the first.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -33,7 +37,8 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
         .enable_all()
         .build()
         .map_err(super::no_runtime)?;
-    runtime.block_on(serve(config, json))
+    let identities = IdentityFiles::load(&config, args.config.as_deref());
+    runtime.block_on(serve(config, identities.map_err(misconfigured)?, json))
 }
 
 /// Warnings go to stderr; `RUST_LOG` adds more. The server waits for no line. A panic is a line of
@@ -79,8 +84,8 @@ pub(crate) async fn in_memory() -> Result<InMemory, Failure> {
         store: "memory:".to_owned(),
         ..Config::default()
     };
-    let node =
-        Node::start(&config, config.node()?, &Joined::default(), &Waiting::new(true)).await?;
+    let (joined, waiting) = (Joined::default(), Waiting::new(true));
+    let node = Node::start(&config, config.node()?, Access::default(), &joined, &waiting).await?;
     let address = node.address;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(node.serve(async {
@@ -106,12 +111,17 @@ impl InMemory {
     }
 }
 
-async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
+async fn serve(
+    config: Config,
+    identities: Option<IdentityFiles>,
+    json: bool,
+) -> Result<u8, Failure> {
     let mut signals = StopSignals::take()
         .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}")))?;
     let name = config.node()?;
     let (joined, waiting) = (Joined::default(), Waiting::new(json));
-    let starting = Node::start(&config, name.clone(), &joined, &waiting);
+    let access = identities.as_ref().map(IdentityFiles::access).unwrap_or_default();
+    let starting = Node::start(&config, name.clone(), access, &joined, &waiting);
     let node = tokio::select! {
         node = within(&config, &waiting, starting) => match node {
             Ok(node) => node,
@@ -138,9 +148,11 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
     // A server whose output is not read continues to serve.
     sink::stdout().line(format!("{}\n", ready_line(&node, &name, json)));
 
+    let reload = keep_fresh(node.tls.clone(), identities, Arc::clone(&signals.reload));
     let (stop, again) = stop_and_again(signals);
     let ending = tokio::select! {
         ending = node.serve(stop) => ending?,
+        never = reload => match never {},
         () = again => {
             // Nothing was resigned (P5).
             return Err(Failure::new(
@@ -153,6 +165,33 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
     };
     say_note(json, ending.sentence());
     Ok(0)
+}
+
+/// Reads the certificates and the identities again each time that `reload` is notified, and the
+/// identities when they have changed, for ever. Certificates are watched by the servers.
+async fn keep_fresh(
+    tls: Option<ServerTls>,
+    identities: Option<IdentityFiles>,
+    reload: Arc<Notify>,
+) -> Infallible {
+    loop {
+        let requested = tokio::select! {
+            () = reload.notified() => true,
+            () = tokio::time::sleep(CHECK_INTERVAL), if identities.is_some() => false,
+        };
+        if let Some(identities) = &identities {
+            identities.check(requested).await;
+        }
+        match &tls {
+            _ if !requested => {}
+            Some(tls) => tls.reload().await,
+            None if identities.is_some() => {}
+            // Other daemons read their settings again on this signal.
+            None => tracing::warn!(
+                "SIGHUP changes nothing: settings are read at the start; SIGTERM stops the server"
+            ),
+        }
+    }
 }
 
 /// The line that says that the node serves.
@@ -251,6 +290,8 @@ struct StopSignals {
     hang_up: Option<Signal>,
     /// The server was started from a terminal. Then a hang-up means that the terminal has gone.
     of_terminal: bool,
+    /// Notified of a hang-up that is to have files read again.
+    reload: Arc<Notify>,
 }
 
 impl StopSignals {
@@ -261,6 +302,7 @@ impl StopSignals {
             terminate: signal(SignalKind::terminate())?,
             hang_up: if hup_ignored { None } else { Some(signal(SignalKind::hangup())?) },
             of_terminal: std::fs::File::open("/dev/tty").is_ok(),
+            reload: Arc::default(),
         })
     }
 
@@ -277,12 +319,7 @@ impl StopSignals {
                     if self.of_terminal {
                         return;
                     }
-                    // Other daemons read their settings again on this signal. This one has nothing
-                    // to read again.
-                    tracing::warn!(
-                        "SIGHUP changes nothing: settings are read at the start; SIGTERM stops \
-                         the server"
-                    );
+                    self.reload.notify_one();
                 }
             }
         }

@@ -5,7 +5,6 @@ use serde_json::json;
 use super::args::{DropArgs, TableCommand};
 use super::exit::Failure;
 use super::output::Output;
-use crate::client::Client;
 
 /// Runs `command`.
 pub(crate) async fn run(command: &TableCommand, json: bool) -> Result<(), Failure> {
@@ -15,7 +14,7 @@ pub(crate) async fn run(command: &TableCommand, json: bool) -> Result<(), Failur
 }
 
 async fn drop_table(args: &DropArgs, json: bool) -> Result<(), Failure> {
-    let client = Client::connect(&args.client.server).await?;
+    let client = args.client.connect().await?;
     let table = args.table();
     client.admin().drop_table(&table).await?;
     let output = Output::new(json);

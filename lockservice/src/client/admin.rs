@@ -5,9 +5,9 @@ use std::ops::Deref;
 use lockservice_core::allocator::BindStatus;
 use lockservice_core::service::{LockStatus, WaitStatus};
 use lockservice_core::{NodeName, Result, ServiceId, TableRef};
-use tonic::transport::Channel;
 
 use super::connect::Node;
+use crate::channel::Link;
 use crate::convert;
 use crate::proto;
 use crate::proto::admin_client::AdminClient as Wire;
@@ -20,7 +20,7 @@ const HOPS_MAX: usize = 3;
 #[derive(Clone, Debug)]
 pub struct AdminClient {
     node: Node,
-    wire: Wire<Channel>,
+    wire: Wire<Link>,
 }
 
 impl AdminClient {

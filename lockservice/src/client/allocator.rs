@@ -5,10 +5,10 @@ use std::time::Duration;
 use lockservice_core::allocator::{BeginCommit, BindStatus};
 use lockservice_core::clock::{Time, lo};
 use lockservice_core::{CommitAttempt, Epoch, Error, ErrorKind, Result, TableRef, TxnId};
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::Client;
+use crate::channel::Link;
 use crate::convert;
 use crate::proto;
 use crate::proto::allocator_client::AllocatorClient as Wire;
@@ -88,7 +88,7 @@ impl AllocatorClient {
     /// # Cancel safety
     /// The commit may be finished all the same.
     pub async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
-        let call = |mut wire: Wire<Channel>| {
+        let call = |mut wire: Wire<Link>| {
             let message =
                 proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
             async move { wire.finish_commit(message).await }
@@ -104,7 +104,7 @@ impl AllocatorClient {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
-        let call = |mut wire: Wire<Channel>| {
+        let call = |mut wire: Wire<Link>| {
             let message = proto::LatestRequest {
                 group: table.group.to_string(),
                 table: table.name.to_string(),
@@ -123,7 +123,7 @@ impl AllocatorClient {
         at: fn(&T) -> Option<&proto::Progress>,
     ) -> Result<(T, Time)>
     where
-        F: Fn(Wire<Channel>) -> Fut,
+        F: Fn(Wire<Link>) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let parts = &self.client.parts;

@@ -8,16 +8,17 @@ use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use super::connect::{Client, Parts};
-use crate::channel::{Channels, Dial, Tried, endpoint, race};
+use crate::channel::{Channels, Credentials, Dial, Link, Security, Tried, race, refusal};
 
 /// The settings of a [`Client`].
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ClientBuilder {
     name: String,
+    credentials: Credentials,
     connect_timeout: Duration,
     call_timeout: Duration,
     start_timeout: Option<Duration>,
@@ -29,6 +30,7 @@ impl Default for ClientBuilder {
     fn default() -> Self {
         Self {
             name: String::new(),
+            credentials: Credentials::default(),
             connect_timeout: Duration::from_secs(3),
             call_timeout: Duration::from_secs(10),
             start_timeout: None,
@@ -42,6 +44,13 @@ impl ClientBuilder {
     /// The name of the client, for operators. At most 255 bytes. Default: nothing.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
+        self
+    }
+
+    /// What the client trusts, and what it shows of itself. Default: nothing of either; servers
+    /// are reached in plain text unless their addresses begin with `https://`.
+    pub fn credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = credentials;
         self
     }
 
@@ -78,8 +87,10 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to the first server of `addresses` that responds: `HOST:PORT` or
-    /// `http://HOST:PORT`, several separated by commas.
+    /// Connects to the first server of `addresses` that responds: `HOST:PORT`, `http://HOST:PORT`
+    /// or `https://HOST:PORT`, several separated by commas. One without a scheme is reached with
+    /// TLS if the [`Credentials`] have a CA or a certificate, or another one begins with
+    /// `https://`.
     ///
     /// They are tried in the order given. Each is tried alone for 300 ms; if it has neither
     /// responded nor failed by then, the next one is tried beside it. A server that responds that
@@ -87,26 +98,33 @@ impl ClientBuilder {
     /// is tried in the same way, at each of them.
     ///
     /// # Errors
-    /// `InvalidArgument`: an address cannot be read. `Unavailable`: no server responds; try again.
+    /// - `InvalidArgument`: an address cannot be read, or a file of the credentials cannot be used.
+    /// - `Unauthenticated`: the client and a server did not accept each other. The sentence says
+    ///   which certificate is to be corrected, and why.
+    /// - `Unavailable`: no server responds; try again.
     ///
     /// # Cancel safety
     /// Nothing is left behind.
     pub async fn connect(self, addresses: &str) -> Result<Client> {
         let given: Vec<String> =
             addresses.split(',').map(str::trim).filter(|a| !a.is_empty()).map(Into::into).collect();
+        let security = Security::load(&self.credentials, &given)?;
         let mut endpoints = Vec::with_capacity(given.len());
         for address in &given {
-            endpoints.push(endpoint(address, self.connect_timeout)?);
+            endpoints.push(security.reach(address, self.connect_timeout)?);
         }
         if endpoints.is_empty() {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
-                "the server's address is HOST:PORT or http://HOST:PORT",
+                "the server's address is HOST:PORT, http://HOST:PORT or https://HOST:PORT",
             )
             .with("address", addresses));
         }
         let (home, channel) =
-            first_to_respond(endpoints, self.connect_timeout).await.map_err(|why| {
+            first_to_respond(endpoints, &security, self.connect_timeout).await.map_err(|why| {
+                if let Some(refusal) = why.as_ref().and_then(|why| refusal(why)) {
+                    return refusal.clone();
+                }
                 let error = Error::new(
                     ErrorKind::Unavailable,
                     "no server responds: is it running, and is the address right?",
@@ -117,7 +135,7 @@ impl ClientBuilder {
                     None => error,
                 }
             })?;
-        let channels = Channels::new(self.connect_timeout);
+        let channels = Channels::new(security, self.connect_timeout);
         channels.insert(&given[home], channel);
         let parts = Parts {
             given: addresses.to_owned(),
@@ -139,13 +157,14 @@ impl ClientBuilder {
 /// The number of the endpoint that responds first, and its channel. An endpoint that cannot serve
 /// yet is second best. Fails with the last reason.
 async fn first_to_respond(
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<(Endpoint, Dial)>,
+    security: &Security,
     each: Duration,
-) -> Result<(usize, Channel), Option<tonic::transport::Error>> {
+) -> Result<(usize, Link), Option<tonic::transport::Error>> {
     // A single address is used as soon as it is connected: there is no choice.
     let alone = endpoints.len() == 1;
-    race(endpoints.into_iter().enumerate().map(|(n, endpoint)| async move {
-        match tokio::time::timeout(each, try_one(&endpoint, each, alone)).await {
+    race(endpoints.into_iter().enumerate().map(|(n, (endpoint, dial))| async move {
+        match tokio::time::timeout(each, try_one(&endpoint, dial, security, alone)).await {
             Ok(Tried::Good(channel)) => Tried::Good((n, channel)),
             Ok(Tried::SecondBest(channel)) => Tried::SecondBest((n, channel)),
             Ok(Tried::Failed(why)) => Tried::Failed(why),
@@ -159,11 +178,12 @@ async fn first_to_respond(
 /// made.
 async fn try_one(
     endpoint: &Endpoint,
-    each: Duration,
+    dial: Dial,
+    security: &Security,
     alone: bool,
-) -> Tried<Channel, tonic::transport::Error> {
-    let channel = match endpoint.connect_with_connector(Dial::new(each)).await {
-        Ok(channel) => channel,
+) -> Tried<Link, tonic::transport::Error> {
+    let channel = match endpoint.connect_with_connector(dial).await {
+        Ok(channel) => security.over(channel),
         Err(e) => return Tried::Failed(Some(e)),
     };
     if alone {

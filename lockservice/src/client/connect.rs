@@ -7,11 +7,10 @@ use std::time::Duration;
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use tonic::transport::Channel;
 
 use super::session::Session;
 use super::{AdminClient, AllocatorClient, ClientBuilder};
-use crate::channel::{Channels, StreamChannel};
+use crate::channel::{Channels, Link, StreamChannel};
 use crate::proto::locks_client::LocksClient;
 
 /// The largest response, in bytes. It is larger than a server's frames, for a deadlock's cycle can
@@ -73,7 +72,7 @@ pub(super) struct Parts {
 pub(super) struct Node {
     pub(super) client: Client,
     pub(super) address: Arc<str>,
-    pub(super) channel: Channel,
+    pub(super) channel: Link,
 }
 
 /// The pause before another call to a server that is starting, or that lost its lease and will
@@ -88,11 +87,12 @@ fn pause_of_a_start(error: &Error) -> Option<Duration> {
 }
 
 impl Client {
-    /// Connects to the first server of `addresses` that responds: `HOST:PORT` or
-    /// `http://HOST:PORT`, several separated by commas. With the defaults of [`ClientBuilder`].
+    /// Connects to the first server of `addresses` that responds: `HOST:PORT`,
+    /// `http://HOST:PORT` or `https://HOST:PORT`, several separated by commas. With the defaults
+    /// of [`ClientBuilder`].
     ///
     /// # Errors
-    /// `InvalidArgument`: an address cannot be read. `Unavailable`: no server responds; try again.
+    /// Those of [`ClientBuilder::connect`].
     ///
     /// # Cancel safety
     /// Nothing is left behind.
@@ -219,7 +219,7 @@ impl Client {
 }
 
 impl Node {
-    pub(super) fn locks_client(&self) -> LocksClient<Channel> {
+    pub(super) fn locks_client(&self) -> LocksClient<Link> {
         LocksClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 

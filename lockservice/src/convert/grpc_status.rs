@@ -5,6 +5,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::{error_from_proto, error_to_proto};
+use crate::channel::refusal;
 use crate::proto;
 
 /// The most bytes of an error among a status' details. They travel in a header, as base64, beside
@@ -79,6 +80,10 @@ pub fn from_status(status: &Status) -> Error {
     {
         return error_from_proto(message);
     }
+    if let Some(refusal) = refusal(status) {
+        // A certificate may be replaced while the caller tries again.
+        return Error::new(ErrorKind::Unavailable, refusal.message());
+    }
     let (kind, text) = match status.code() {
         Code::InvalidArgument => (ErrorKind::InvalidArgument, "the server refused the request"),
         // The transport reports a message that is too large with this code.
@@ -90,8 +95,9 @@ pub fn from_status(status: &Status) -> Error {
             ErrorKind::ResourceExhausted,
             "the server refused the request as too much: request less, or try later",
         ),
-        Code::PermissionDenied | Code::Unauthenticated => {
-            (ErrorKind::NotPermitted, "the server does not permit this")
+        Code::PermissionDenied => (ErrorKind::NotPermitted, "the server does not permit this"),
+        Code::Unauthenticated => {
+            (ErrorKind::Unauthenticated, "the server does not know the caller")
         }
         Code::DeadlineExceeded => (ErrorKind::Timeout, "the call took too long"),
         Code::Unimplemented => (
@@ -116,6 +122,7 @@ pub fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::InvalidArgument => Code::InvalidArgument,
         ErrorKind::NotPermitted => Code::PermissionDenied,
+        ErrorKind::Unauthenticated => Code::Unauthenticated,
         ErrorKind::Conflict | ErrorKind::Deadlock | ErrorKind::BindChanged => Code::Aborted,
         ErrorKind::Timeout => Code::DeadlineExceeded,
         ErrorKind::Cancelled => Code::Cancelled,

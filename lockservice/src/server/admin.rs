@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::convert::{self, to_status as status};
 use crate::proto;
-use crate::server::{ServerSettings, ServiceHost, Slot};
+use crate::server::{Principal, ServerSettings, ServiceHost, Slot};
 
 /// The largest number of lists that are sent at the same time. Each holds a slice and the lines
 /// that wait for its reader. Further lists wait their turn.
@@ -206,6 +206,11 @@ fn only(group: &str, table: &str) -> Result<Option<TableRef>, Status> {
     convert::table_from_proto(group, table).map(Some).map_err(|e| status(&e))
 }
 
+/// Fails unless the caller may list `table`, or everything if that is `None`.
+fn may_list<T>(request: &Request<T>, table: Option<&TableRef>) -> Result<(), Status> {
+    Principal::of(request.extensions()).may_list(table).map_err(|e| status(&e))
+}
+
 #[tonic::async_trait]
 impl proto::admin_server::Admin for AdminApi {
     type ListLocksStream = ReceiverStream<Result<proto::LockInfo, Status>>;
@@ -217,6 +222,7 @@ impl proto::admin_server::Admin for AdminApi {
         request: Request<proto::ListLocksRequest>,
     ) -> Result<Response<Self::ListLocksStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
+        may_list(&request, table.as_ref())?;
         self.send(async { Ok(self.host()?.current().lock_list(table.as_ref())) }).await
     }
 
@@ -225,6 +231,7 @@ impl proto::admin_server::Admin for AdminApi {
         request: Request<proto::ListWaitsRequest>,
     ) -> Result<Response<Self::ListWaitsStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
+        may_list(&request, table.as_ref())?;
         self.send(async { Ok(self.host()?.current().wait_list(table.as_ref())) }).await
     }
 
@@ -253,8 +260,9 @@ impl proto::admin_server::Admin for AdminApi {
 
     async fn list_binds(
         &self,
-        _request: Request<proto::ListBindsRequest>,
+        request: Request<proto::ListBindsRequest>,
     ) -> Result<Response<Self::ListBindsStream>, Status> {
+        may_list(&request, None)?;
         let binds = async {
             let status = self.host()?.allocator().status().await.map_err(|e| status(&e))?;
             Ok(Binds(status.binds.into_iter()))

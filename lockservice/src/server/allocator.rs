@@ -8,7 +8,9 @@ use lockservice_core::CommitAttempt;
 use lockservice_core::allocator::LockTableAllocator;
 use tonic::{Request, Response, Status};
 
+use super::Principal;
 use super::gate::Gate;
+use super::table_names::TableNames;
 use crate::convert;
 use crate::proto;
 
@@ -21,11 +23,12 @@ const STATUS_LINES_MAX: usize = 500;
 pub(crate) struct AllocatorApi {
     allocator: Arc<dyn LockTableAllocator>,
     gate: Gate,
+    tables: TableNames,
 }
 
 impl AllocatorApi {
     pub(crate) fn new(allocator: Arc<dyn LockTableAllocator>, gate: Gate) -> Self {
-        Self { allocator, gate }
+        Self { allocator, gate, tables: TableNames::default() }
     }
 }
 
@@ -37,9 +40,13 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         &self,
         request: Request<proto::BeginCommitRequest>,
     ) -> Result<Response<proto::BeginCommitResponse>, Status> {
+        let caller = Principal::of(request.extensions());
         let call = async |request| {
-            let admission =
-                self.allocator.begin_commit(&convert::begin_commit_from_proto(request)?).await?;
+            let request = convert::begin_commit_from_proto(request)?;
+            if caller.is_limited() {
+                self.tables.check(&*self.allocator, &request.binds, &caller).await?;
+            }
+            let admission = self.allocator.begin_commit(&request).await?;
             Ok(convert::admission_to_proto(&admission))
         };
         self.gate.pass(request, call).await
@@ -62,8 +69,10 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         &self,
         request: Request<proto::LatestRequest>,
     ) -> Result<Response<proto::LatestResponse>, Status> {
+        let caller = Principal::of(request.extensions());
         let call = async |request: proto::LatestRequest| {
             let table = convert::table_from_proto(&request.group, &request.table)?;
+            caller.may_use(&table)?;
             Ok(convert::latest_to_proto(&self.allocator.latest(&table).await?))
         };
         self.gate.pass(request, call).await

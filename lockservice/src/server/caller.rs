@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use lockservice_core::service::Quota;
 use parking_lot::Mutex;
@@ -36,6 +36,21 @@ struct Known {
 pub(crate) struct Caller {
     /// The quota of the connection, within that of its address.
     quota: Arc<Quota>,
+    /// Set before the first call arrives.
+    channel: Arc<OnceLock<Channel>>,
+}
+
+/// How a connection is protected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Channel {
+    /// In plain text, on a listener without TLS.
+    Plain,
+    /// In plain text, on a listener with TLS: every call is refused.
+    #[cfg(feature = "tls")]
+    PlainToTls,
+    /// TLS, with a client certificate of this common name.
+    #[cfg(feature = "tls")]
+    Tls(Option<String>),
 }
 
 impl Caller {
@@ -48,6 +63,17 @@ impl Caller {
     /// The quota of this caller.
     pub(super) fn shared_quota(&self) -> Arc<Quota> {
         Arc::clone(&self.quota)
+    }
+
+    /// Notes how the connection is protected.
+    pub(super) fn set_channel(&self, channel: Channel) {
+        // A connection is set up once.
+        drop(self.channel.set(channel));
+    }
+
+    /// How the connection is protected; `None` before that is known.
+    pub(super) fn channel(&self) -> Option<&Channel> {
+        self.channel.get()
     }
 }
 
@@ -90,7 +116,10 @@ impl Callers {
         };
         let quota =
             Quota::new("of one connection", self.settings.of_a_connection(), Some(of_address));
-        Some((Caller { quota }, Counted { ip, known: Arc::clone(&self.known) }))
+        Some((
+            Caller { quota, channel: Arc::default() },
+            Counted { ip, known: Arc::clone(&self.known) },
+        ))
     }
 }
 

@@ -7,17 +7,18 @@ use std::time::Duration;
 use lockservice_core::allocator::{LockTableAllocator, Role};
 use lockservice_core::service::Stopped;
 use lockservice_core::{Error, ErrorKind, Result};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic_health::server::HealthReporter;
 
+use super::access::Port;
 use super::calls::BoundedCalls;
 use super::deadline::Deadline;
 use super::gate::Gate;
+use super::guard::Guard;
 use super::serving::{Serving, transport};
 use super::session_stream::SessionStreams;
-use super::{ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
+use super::{ServerListener, ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
 use crate::proto;
 use crate::proto::allocator_server::AllocatorServer;
 
@@ -50,13 +51,16 @@ impl Server {
     /// [`ElectedAllocator::for_clients`]:
     /// lockservice_core::allocator::ElectedAllocator::for_clients
     pub async fn start(
-        listener: TcpListener,
+        listener: impl Into<ServerListener>,
         allocator: Arc<dyn LockTableAllocator>,
         settings: ServerSettings,
     ) -> Result<Self> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let slot = Slot::default();
-        let locks = SessionStreams::beside(locks::LocksApi::new(slot.clone(), settings), &settings);
+        let listener: ServerListener = listener.into();
+        let guard = Guard::of(&listener, Port::Clients);
+        let locks = locks::LocksApi::new(slot.clone(), settings, listener.access.clone());
+        let locks = SessionStreams::beside(locks, &settings);
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, Gate::open()))
             .max_decoding_message_size(settings.message_bytes_max);
         let admin =
@@ -70,12 +74,12 @@ impl Server {
         let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
         let bounded = BoundedCalls::within(settings.message_bytes_max);
         let router = transport()
-            .add_service(bounded.of(health_service))
-            .add_service(bounded.of(reflection))
-            .add_service(bounded.of(reflection_alpha))
-            .add_service(bounded.of(Deadline(locks)))
-            .add_service(bounded.of(Deadline(allocator)))
-            .add_service(bounded.of(Deadline(admin)));
+            .add_service(bounded.of(guard.guarded(health_service)))
+            .add_service(bounded.of(guard.guarded(reflection)))
+            .add_service(bounded.of(guard.guarded(reflection_alpha)))
+            .add_service(bounded.of(guard.guarded(Deadline(locks))))
+            .add_service(bounded.of(guard.guarded(Deadline(allocator))))
+            .add_service(bounded.of(guard.guarded(Deadline(admin))));
         let serving = Serving::start(router, listener, settings);
         let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
         Ok(Self { slot, settings, health, locks_health, allocator_health, serving })

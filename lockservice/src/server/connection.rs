@@ -15,12 +15,13 @@ use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
+use super::access::Changes;
 use super::operation::{OpReader, ReadOp, Requested, Responses, bytes_of, invalid};
 use super::quiet::{QuietOps, QuietPlace};
 use super::under_way::{Decided, UnderWay};
 use crate::frame::{self, Ops};
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
-use crate::server::{ServerSettings, ServiceHost};
+use crate::server::{Principal, ServerSettings, ServiceHost};
 use crate::{codec, convert};
 
 /// The largest number of responses in one frame, so that a client accepts every frame.
@@ -28,10 +29,18 @@ const OPS_PER_FRAME_MAX: usize = 1024;
 
 pub(crate) type Frames = mpsc::Sender<Result<Bytes, Status>>;
 
-pub(crate) async fn run(
+/// The client at the other end of a stream.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) quota: Option<Arc<Quota>>,
+    pub(super) caller: Principal,
+    pub(super) changes: Changes,
+}
+
+pub(super) async fn run(
     host: ServiceHost,
     settings: ServerSettings,
-    quota: Option<Arc<Quota>>,
+    peer: Peer,
     mut inbound: Streaming<Bytes>,
     out: Frames,
 ) {
@@ -62,7 +71,7 @@ pub(crate) async fn run(
         }
     };
     let mut responses = Responses::default();
-    let session = match open(&host, &settings, quota, hello) {
+    let session = match open(&host, &settings, peer.quota, hello) {
         Ok((session, welcome)) => {
             responses.push(id, Wire::Welcome(welcome));
             if out.send(Ok(responses.take(0))).await.is_err() {
@@ -80,14 +89,14 @@ pub(crate) async fn run(
     let stream = Stream {
         session,
         settings,
-        reader: OpReader::new(settings.items_per_request_max),
+        reader: OpReader::new(settings.items_per_request_max, peer.caller.clone()),
         under_way: FuturesUnordered::new(),
         quiet: QuietOps::default(),
         responses,
         out,
         over: false,
     };
-    stream.serve(ops, inbound).await;
+    stream.serve(ops, inbound, peer.caller, peer.changes).await;
 }
 
 /// The hello that every stream begins with, and its id.
@@ -147,7 +156,13 @@ struct Stream {
 }
 
 impl Stream {
-    async fn serve(mut self, rest_of_first: Ops, mut inbound: Streaming<Bytes>) {
+    async fn serve(
+        mut self,
+        rest_of_first: Ops,
+        mut inbound: Streaming<Bytes>,
+        caller: Principal,
+        changes: Changes,
+    ) {
         self.take_in(rest_of_first).await;
         let session = self.session.clone();
         let attachment = session.attach();
@@ -160,6 +175,12 @@ impl Stream {
         let notices =
             stream::unfold(session.waits(), async |mut waits| Some((waits.next().await, waits)));
         let mut notices = std::pin::pin!(notices);
+        let callers = stream::unfold((changes, caller), async |(mut changes, caller)| {
+            let next = changes.next(&caller).await;
+            let kept = next.clone().unwrap_or(caller);
+            Some((next, (changes, kept)))
+        });
+        let mut callers = std::pin::pin!(callers);
         loop {
             // Everything that is ready by now rides in the next frame.
             while self.responses.count() < OPS_PER_FRAME_MAX
@@ -183,6 +204,17 @@ impl Stream {
                     self.flush().await;
                     return;
                 }
+                Some(caller) = callers.next() => match caller {
+                    Ok(caller) => self.reader.set_caller(caller),
+                    // The client resumes with the credentials that it has now, or stops its work.
+                    Err(why) => {
+                        tracing::info!(error = %why, "a session stream ends: its caller is not \
+                            known any more");
+                        self.flush().await;
+                        let _ = self.out.try_send(Err(convert::to_status(&why)));
+                        return;
+                    }
+                },
                 grace = &mut stopping, if !observed => {
                     observed = true;
                     let grace_ms = convert::millis_down(grace);

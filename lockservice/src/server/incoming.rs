@@ -1,4 +1,7 @@
 //! Incoming connections: their number is bounded, and silent ones are closed.
+//!
+//! A TLS handshake is part of the connection: its task does it, so that it holds up no other
+//! connection. Its time counts as silence.
 
 use std::io;
 use std::pin::Pin;
@@ -8,13 +11,14 @@ use std::time::Duration;
 
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use crate::server::ServerSettings;
 use crate::server::caller::{Caller, Callers, Counted};
+use crate::server::listener::ServerListener;
+use crate::server::transport::Transport;
 
 /// The number of bytes with which every HTTP/2 connection begins. Once they have arrived,
 /// keep-alive watches the peer.
@@ -29,7 +33,7 @@ const REFUSED_PER_LINE: u64 = 1_000;
 /// The connections of `listener`, at most `connections_max` at a time: more are closed at once, so
 /// that their clients learn it at once. Never ends, and never yields an error.
 pub(super) fn incoming(
-    listener: TcpListener,
+    listener: ServerListener,
     settings: ServerSettings,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let callers = Callers::new(settings);
@@ -38,7 +42,7 @@ pub(super) fn incoming(
     let state = (listener, permits, callers, 0u64);
     futures::stream::unfold(state, move |(listener, permits, callers, mut refused)| async move {
         loop {
-            let (stream, address) = match listener.accept().await {
+            let (stream, address) = match listener.tcp.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) if is_of_the_connection(&error) => continue,
                 Err(error) => {
@@ -73,7 +77,8 @@ pub(super) fn incoming(
                 until: Box::pin(tokio::time::sleep(silence)),
                 missing: PREFACE_BYTES,
             });
-            let connection = Connection { stream, silent, caller, _counted: (permit, counted) };
+            let transport = listener.transport(stream, address);
+            let connection = Connection { transport, silent, caller, _counted: (permit, counted) };
             return Some((Ok(connection), (listener, permits, callers, refused)));
         }
     })
@@ -91,7 +96,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 /// A connection, counted for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    transport: Transport,
     /// Set until the peer has sent the preface.
     silent: Option<Silent>,
     caller: Caller,
@@ -112,25 +117,55 @@ impl Connected for Connection {
     }
 }
 
+impl Connection {
+    /// Resolves when both ends may send: at once without TLS.
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.caller.channel().is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        match self.transport.poll_open(cx) {
+            Poll::Ready(Ok(channel)) => {
+                self.caller.set_channel(channel);
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(why)) => Poll::Ready(Err(why)),
+            Poll::Pending => {
+                let late = ready!(self.poll_late(cx));
+                self.transport.is_late();
+                Poll::Ready(Err(late))
+            }
+        }
+    }
+
+    /// Resolves when the peer has been silent for too long.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(silent) = &mut self.silent else { return Poll::Pending };
+        ready!(silent.until.as_mut().poll(cx));
+        let why = "the connection said nothing in time";
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, why))
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.poll_open(cx))?;
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let Some(silent) = &mut self.silent else { return read };
-        if read.is_pending() {
-            ready!(silent.until.as_mut().poll(cx));
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the connection said nothing in time",
-            )));
+        let read = Pin::new(&mut self.transport).poll_read(cx, buf);
+        if self.silent.is_none() {
+            return read;
         }
-        silent.missing = silent.missing.saturating_sub(buf.filled().len() - before);
-        if silent.missing == 0 {
-            self.silent = None;
+        if read.is_pending() {
+            return self.poll_late(cx).map(Err);
+        }
+        if let Some(silent) = &mut self.silent {
+            silent.missing = silent.missing.saturating_sub(buf.filled().len() - before);
+            if silent.missing == 0 {
+                self.silent = None;
+            }
         }
         read
     }
@@ -142,7 +177,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        ready!(self.poll_open(cx))?;
+        Pin::new(&mut self.transport).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -150,18 +186,20 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        ready!(self.poll_open(cx))?;
+        Pin::new(&mut self.transport).poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.transport.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(self.poll_open(cx))?;
+        Pin::new(&mut self.transport).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.transport).poll_shutdown(cx)
     }
 }

@@ -10,7 +10,7 @@ use crate::convert::{self, KnownTables, to_status as status};
 use crate::proto;
 use crate::server::caller::Caller;
 use crate::server::operation;
-use crate::server::{ServerSettings, ServiceHost, Slot, connection};
+use crate::server::{Access, Principal, ServerSettings, ServiceHost, Slot, connection};
 
 /// The number of frames that may wait to be read by a client. Each may be large, and there are many
 /// sessions.
@@ -20,11 +20,12 @@ const FRAMES_WAITING_MAX: usize = 2;
 pub(crate) struct LocksApi {
     slot: Slot,
     settings: ServerSettings,
+    access: Access,
 }
 
 impl LocksApi {
-    pub(crate) fn new(slot: Slot, settings: ServerSettings) -> Self {
-        Self { slot, settings }
+    pub(crate) fn new(slot: Slot, settings: ServerSettings, access: Access) -> Self {
+        Self { slot, settings, access }
     }
 
     fn host(&self) -> Result<&ServiceHost, Status> {
@@ -37,14 +38,13 @@ impl LocksApi {
         request: Request<Streaming<Bytes>>,
     ) -> Result<Response<ReceiverStream<Result<Bytes, Status>>>, Status> {
         let (out, frames) = mpsc::channel(FRAMES_WAITING_MAX);
-        let quota = Caller::quota(request.extensions());
-        tokio::spawn(connection::run(
-            self.host()?.clone(),
-            self.settings,
-            quota,
-            request.into_inner(),
-            out,
-        ));
+        let peer = connection::Peer {
+            quota: Caller::quota(request.extensions()),
+            caller: Principal::of(request.extensions()),
+            changes: self.access.changes(),
+        };
+        let host = self.host()?.clone();
+        tokio::spawn(connection::run(host, self.settings, peer, request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(frames)))
     }
 
@@ -116,13 +116,15 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::UnaryLock>,
     ) -> Result<Response<proto::Locked>, Status> {
+        let caller = Principal::of(request.extensions());
         let request = request.into_inner();
         let session = self.session(request.session)?;
         let mut lock = request
             .lock
             .ok_or_else(|| status(&operation::invalid("the call lacks what to lock")))?;
         let items_max = self.settings.items_per_request_max;
-        let read = operation::lock_operation(&mut lock, items_max, &mut KnownTables::default());
+        let tables = &mut KnownTables::default();
+        let read = operation::lock_operation(&mut lock, items_max, tables, &caller);
         let (txn, operation) = read.map_err(|e| status(&e))?;
         // gRPC drops this call when the client cancels it.
         let mut cancel = CancelOnDrop { session: &session, txn: txn.clone(), armed: true };
@@ -152,13 +154,14 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::UnaryUnlock>,
     ) -> Result<Response<proto::Done>, Status> {
+        let caller = Principal::of(request.extensions());
         let request = request.into_inner();
         let session = self.session(request.session)?;
         let unlock = request
             .unlock
             .ok_or_else(|| status(&operation::invalid("the call lacks what to unlock")))?;
         let (txn, operation) =
-            operation::unlock_operation(unlock, self.settings.items_per_request_max)
+            operation::unlock_operation(unlock, self.settings.items_per_request_max, &caller)
                 .map_err(|e| status(&e))?;
         released(session.submit(txn, operation).await)
     }
@@ -167,13 +170,14 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::UnaryDowngrade>,
     ) -> Result<Response<proto::Done>, Status> {
+        let caller = Principal::of(request.extensions());
         let request = request.into_inner();
         let session = self.session(request.session)?;
         let downgrade = request
             .downgrade
             .ok_or_else(|| status(&operation::invalid("the call lacks its downgrade")))?;
         let (txn, operation) =
-            operation::downgrade_operation(downgrade, self.settings.items_per_request_max)
+            operation::downgrade_operation(downgrade, self.settings.items_per_request_max, &caller)
                 .map_err(|e| status(&e))?;
         released(session.submit(txn, operation).await)
     }

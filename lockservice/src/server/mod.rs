@@ -14,13 +14,17 @@
 //! | `client_server`, `peer_server`, `serving` | [`Server`], [`PeerServer`], and the listener under both |
 //! | `host`, `slot` | [`ServiceHost`]: a service that replaces itself; the slot of a service in a server |
 //! | `settings` | [`ServerSettings`] |
+//! | `listener`, `transport` | [`ServerListener`]; the bytes of a connection, in plain text or with TLS |
 //! | `incoming`, `caller`, `calls` | bounds: connections, quotas of callers, calls |
+//! | `access`, `guard` | who may do what; callers that may not make a call are refused |
 //! | `gate`, `deadline` | callers of other clusters are refused; calls end in time |
 //! | `locks` | the API `Locks`: its unary calls |
 //! | `session_stream`, `connection` | the session stream: as a call; its life |
 //! | `operation`, `under_way`, `quiet` | its messages; those that wait, or need no response |
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
+//! | `table_names` | the tables that a commit presents, by name |
 
+mod access;
 mod admin;
 mod allocator;
 mod caller;
@@ -29,9 +33,11 @@ mod client_server;
 mod connection;
 mod deadline;
 mod gate;
+mod guard;
 mod health;
 mod host;
 mod incoming;
+mod listener;
 mod locks;
 mod operation;
 mod peer;
@@ -41,21 +47,27 @@ mod serving;
 mod session_stream;
 mod settings;
 mod slot;
+mod table_names;
+mod transport;
 mod under_way;
 
 use std::future::Future;
 
 use lockservice_core::Result;
 use lockservice_core::service::Stopped;
-use tokio::net::TcpListener;
 
+pub(crate) use self::access::Principal;
+pub use self::access::{Access, AccessRole, IdentitySettings};
 pub use self::client_server::Server;
 pub use self::host::ServiceHost;
 #[cfg(feature = "cli")]
 pub(crate) use self::host::{may_pass, start_patiently};
+pub use self::listener::ServerListener;
 pub use self::peer_server::PeerServer;
 pub use self::settings::ServerSettings;
 pub(crate) use self::slot::Slot;
+#[cfg(feature = "tls")]
+pub use crate::tls::{ServerTls, TlsSettings};
 
 /// Serves a node that stands until `stop` resolves, then stops in order and closes the connections:
 /// see [`Server::run`].
@@ -68,7 +80,7 @@ pub(crate) use self::slot::Slot;
 /// # Cancel safety
 /// Dropping the call closes the listener and the connections at once, and resigns no lease.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Into<ServerListener>,
     host: ServiceHost,
     settings: ServerSettings,
     stop: impl Future<Output = ()>,

@@ -9,6 +9,7 @@ use prost::bytes::{Bytes, BytesMut};
 
 use crate::convert::{self, KnownTables};
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
+use crate::server::Principal;
 use crate::{codec, frame};
 
 /// Messages that take no more bytes are decoded without a look at what their parts will take: that
@@ -44,13 +45,21 @@ pub(super) enum Requested {
 pub(super) struct OpReader {
     items_max: usize,
     tables: KnownTables,
+    /// Whose operations they are.
+    caller: Principal,
     /// The last lock request: its memory is used again.
     lock: proto::LockOp,
 }
 
 impl OpReader {
-    pub(super) fn new(items_max: usize) -> Self {
-        Self { items_max, tables: KnownTables::default(), lock: proto::LockOp::default() }
+    pub(super) fn new(items_max: usize, caller: Principal) -> Self {
+        let (tables, lock) = Default::default();
+        Self { items_max, tables, caller, lock }
+    }
+
+    /// The operations that follow are those of `caller`.
+    pub(super) fn set_caller(&mut self, caller: Principal) {
+        self.caller = caller;
     }
 
     /// Reads an operation. Fails with `InvalidArgument` if it is malformed, or has too many parts:
@@ -62,7 +71,7 @@ impl OpReader {
             Some((LOCK, _)) => {
                 self.lock.clear();
                 self.lock.merge(op.message()).map_err(codec::malformed)?;
-                lock_operation(&mut self.lock, self.items_max, &mut self.tables)
+                lock_operation(&mut self.lock, self.items_max, &mut self.tables, &self.caller)
             }
             Some((END, _)) => {
                 let end = proto::EndOp::decode(op.message()).map_err(codec::malformed)?;
@@ -102,9 +111,13 @@ impl OpReader {
             Op::Lock(lock) if let Some(e) = no_room => {
                 Ok((txn_op(lock.txn)?, Operation::Refuse(e.clone())))
             }
-            Op::Lock(mut lock) => lock_operation(&mut lock, self.items_max, &mut self.tables),
-            Op::Unlock(unlock) => unlock_operation(unlock, self.items_max),
-            Op::Downgrade(downgrade) => downgrade_operation(downgrade, self.items_max),
+            Op::Lock(mut lock) => {
+                lock_operation(&mut lock, self.items_max, &mut self.tables, &self.caller)
+            }
+            Op::Unlock(unlock) => unlock_operation(unlock, self.items_max, &self.caller),
+            Op::Downgrade(downgrade) => {
+                downgrade_operation(downgrade, self.items_max, &self.caller)
+            }
             Op::Savepoint(savepoint) => savepoint_operation(savepoint),
             Op::RollBackTo(back) => roll_back_to_operation(back),
             Op::End(end) => end_operation(end),
@@ -165,9 +178,11 @@ pub(super) fn lock_operation(
     lock: &mut proto::LockOp,
     items_max: usize,
     tables: &mut KnownTables,
+    caller: &Principal,
 ) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(lock.txn.take())?;
-    let spec = convert::lock_spec_from_proto(lock, items_max, tables);
+    let spec = convert::lock_spec_from_proto(lock, items_max, tables)
+        .and_then(|spec| caller.may_use(&spec.table).map(|()| spec));
     // A malformed request takes its place in the transaction's order too: the client numbered it.
     Ok((txn, spec.map_or_else(Operation::Refuse, Operation::Lock)))
 }
@@ -175,9 +190,11 @@ pub(super) fn lock_operation(
 pub(super) fn unlock_operation(
     unlock: proto::UnlockOp,
     items_max: usize,
+    caller: &Principal,
 ) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(unlock.txn)?;
     let parsed = convert::table_from_proto(&unlock.group, &unlock.table).and_then(|table| {
+        caller.may_use(&table)?;
         let items = convert::items_from_proto(&unlock.rows, &unlock.ranges, items_max)?;
         if items.is_empty() {
             return Err(invalid(
@@ -201,9 +218,11 @@ pub(super) fn end_operation(end: proto::EndOp) -> Result<(TxnOp, Operation)> {
 pub(super) fn downgrade_operation(
     downgrade: proto::DowngradeOp,
     items_max: usize,
+    caller: &Principal,
 ) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(downgrade.txn)?;
     let parsed = convert::table_from_proto(&downgrade.group, &downgrade.table).and_then(|table| {
+        caller.may_use(&table)?;
         let items = convert::items_from_proto(&downgrade.rows, &downgrade.ranges, items_max)?;
         let mode = convert::mode_from_proto(downgrade.mode)?;
         if items.is_empty() || mode == LockMode::Exclusive {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use lockservice_core::Error;
 use lockservice_core::allocator::LockTableAllocator;
 use lockservice_core::store::Cluster;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::access::Port;
 use super::deadline::Deadline;
 use super::gate::Gate;
+use super::guard::Guard;
 use super::serving::{Serving, transport};
-use super::{ServerSettings, allocator, peer};
+use super::{ServerListener, ServerSettings, allocator, peer};
 use crate::proto::allocator_server::AllocatorServer;
 use crate::proto::peer_server::PeerServer as PeerServiceServer;
 
@@ -30,18 +31,22 @@ impl PeerServer {
     /// [`ElectedAllocator::as_leader`]: lockservice_core::allocator::ElectedAllocator::as_leader
     /// [`ElectedAllocator::cluster`]: lockservice_core::allocator::ElectedAllocator::cluster
     pub fn start(
-        listener: TcpListener,
+        listener: impl Into<ServerListener>,
         allocator: Arc<dyn LockTableAllocator>,
         cluster: watch::Receiver<Option<Cluster>>,
         settings: ServerSettings,
     ) -> Self {
+        let listener: ServerListener = listener.into();
+        let guard = Guard::of(&listener, Port::Nodes);
         let gate = Gate::members_of(cluster);
         let peer = PeerServiceServer::new(peer::PeerApi::new(Arc::clone(&allocator), gate.clone()))
             .max_decoding_message_size(settings.message_bytes_max);
         // Nodes also call on behalf of their clients.
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, gate))
             .max_decoding_message_size(settings.message_bytes_max);
-        let router = transport().add_service(Deadline(peer)).add_service(Deadline(allocator));
+        let router = transport()
+            .add_service(guard.guarded(Deadline(peer)))
+            .add_service(guard.guarded(Deadline(allocator)));
         Self(Serving::start(router, listener, settings))
     }
 

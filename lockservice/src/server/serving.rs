@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use lockservice_core::{Error, ErrorKind, Result};
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
-use super::{ServerSettings, incoming};
+use super::{ServerListener, ServerSettings, incoming};
 
 /// The largest number of streams of one connection at once: calls, and the streams of its sessions.
 const STREAMS_MAX: u32 = 10_000;
@@ -41,21 +40,37 @@ pub(super) struct Serving {
     task: JoinHandle<Result<(), tonic::transport::Error>>,
     /// True once the task's end was seen.
     ended: bool,
+    /// They read files again that have changed.
+    _watches: JoinSet<()>,
+}
+
+/// The tasks that read the files of `listener` again when they change.
+fn watches(listener: &ServerListener) -> JoinSet<()> {
+    #[cfg_attr(not(feature = "tls"), allow(unused_mut, reason = "nothing is read from files"))]
+    let mut watches = JoinSet::new();
+    #[cfg(feature = "tls")]
+    if let Some(tls) = listener.tls.clone() {
+        watches.spawn(async { match tls.watch().await {} });
+    }
+    #[cfg(not(feature = "tls"))]
+    let _ = listener;
+    watches
 }
 
 impl Serving {
     pub(super) fn start(
         router: tonic::transport::server::Router,
-        listener: TcpListener,
+        listener: ServerListener,
         settings: ServerSettings,
     ) -> Self {
         let (finish, finished) = oneshot::channel::<()>();
+        let watches = watches(&listener);
         let incoming = incoming::incoming(listener, settings);
         let task = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
             // An error means that the other side has gone: stop too.
             let _ = finished.await;
         }));
-        Self { finish: Some(finish), task, ended: false }
+        Self { finish: Some(finish), task, ended: false, _watches: watches }
     }
 
     /// Resolves when nothing can be served any more.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::CredentialArgs;
 use crate::cli::bench::{Beside, Workload};
 use crate::cli::exit::Failure;
 
@@ -87,6 +88,8 @@ pub(crate) struct BenchArgs {
     /// The server: HOST:PORT or URL. Without it one is started for the benchmark, in memory.
     #[arg(long, env = "LOCKSERVICE_SERVER", value_name = "ADDR")]
     pub(crate) server: Option<String>,
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
 }
 
 impl BenchArgs {

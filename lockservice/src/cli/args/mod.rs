@@ -3,10 +3,13 @@
 //! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the commands, and the arguments of the short ones |
-//! | `serve`, `lock`, `store`, `bench` | the arguments of these commands |
+//! | `serve`, `lock`, `store`, `certs`, `bench` | the arguments of these commands |
+//! | `credentials` | what a client trusts and shows |
 //! | `supervise` | the arguments of the hidden commands of `lock` |
 
 mod bench;
+mod certs;
+mod credentials;
 mod lock;
 mod serve;
 mod store;
@@ -18,7 +21,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use lockservice_core::{GroupName, TableName, TableRef};
 
+use super::exit::Failure;
+use crate::client::Client;
+
 pub(crate) use self::bench::{BenchArgs, BenchServerArgs, Serves};
+pub(crate) use self::certs::CertsArgs;
+pub(crate) use self::credentials::CredentialArgs;
 pub(crate) use self::lock::LockArgs;
 pub(crate) use self::serve::ServeArgs;
 pub(crate) use self::store::{RestoreArgs, StoreArgs, StoreCommand};
@@ -65,6 +73,11 @@ pub(crate) enum Command {
     /// Drop a lock table.
     #[command(subcommand)]
     Table(TableCommand),
+    /// Make a CA and certificates, to try TLS with.
+    Certs(CertsArgs),
+    /// Make a bearer token for a client or a node.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Check, migrate, dump or restore a store.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -78,12 +91,21 @@ pub(crate) enum Command {
     Exec(ExecArgs),
 }
 
-/// The address of the server.
+/// The address of the server, and how it is reached.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClientArgs {
     /// The server: HOST:PORT or URL; several nodes of one cluster separated by commas.
     #[arg(long, env = "LOCKSERVICE_SERVER", default_value = "127.0.0.1:7654", value_name = "ADDR")]
     pub(crate) server: String,
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
+}
+
+impl ClientArgs {
+    /// Connects, with the defaults of a client.
+    pub(crate) async fn connect(&self) -> Result<Client, Failure> {
+        Ok(self.credentials.client().connect(&self.server).await?)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +124,13 @@ impl ListArgs {
     pub(crate) fn table(&self) -> Option<TableRef> {
         self.table.as_ref().map(|name| TableRef { group: self.group.clone(), name: name.clone() })
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Print a new token, and on stderr the line for the identity of its owner: the server gets
+    /// only its hash.
+    New,
 }
 
 #[derive(Debug, Subcommand)]

@@ -22,8 +22,20 @@ PostgreSQL the URL can do without it: PGPASSWORD, or the password file of PGPASS
 The first SIGINT or SIGTERM stops the server in order: its locks are given up, and the next start \
 need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the \
 terminal \
-has gone if the server was started from one; else it changes nothing. RUST_LOG says what is logged \
+has gone if the server was started from one; else certificates and identities are read again. They \
+are read again without it too, some seconds after they have changed. RUST_LOG says what is logged \
 to stderr (warn); lines that are not read are dropped and counted.
+
+With identities only callers that they name are served. Each is a table of the file of --config or \
+--identity-file, and is known by a token (lockservice token new) or by the common name of its \
+certificate:
+  [[identity]]
+  name = 'billing'
+  roles = ['client']           # also: operator, and peer for other nodes
+  token_sha256 = '4f0c…'       # or several: ['4f0c…', '91ab…']
+  certificates = 'billing'
+  groups = ['bank']            # only tables of this group …
+  tables = ['accounts']        # … whose names begin so; without them all
 
 Exit status: 0 stopped in order, 64 wrong usage, 65 the store is damaged or of a newer version, 69 \
 the store does not respond, or stopped at once, 70 the service failed, 71 the operating system \
@@ -66,7 +78,28 @@ pub(crate) struct ServeArgs {
     /// A TOML file with settings.
     #[arg(long, env = "LOCKSERVICE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Serve addresses other than loopback although there is neither encryption nor a password.
+    /// The PEM file of this node's certificate: clients and other nodes connect with TLS.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The PEM file of the certificate's private key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// The PEM file of the CAs of clients and nodes, which must present certificates then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    /// The PEM file of the CAs of the other nodes' certificates [default: that of --tls-client-ca].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_peer_ca: Option<PathBuf>,
+    /// Let clients without a certificate in, who present a token.
+    #[arg(long)]
+    pub(crate) tls_client_cert_optional: bool,
+    /// A TOML file that says who may do what: see below. It can stand in the file of --config too.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity_file: Option<PathBuf>,
+    /// The file of the token that this node presents to other nodes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) peer_token_file: Option<PathBuf>,
+    /// Serve addresses other than loopback without TLS, or to everyone.
     #[arg(long)]
     pub(crate) insecure: bool,
     /// How long a node that fell silent keeps its tables, for example 5s [default: 5s].
@@ -97,6 +130,13 @@ impl ServeArgs {
             ("--store", self.store.is_some()),
             ("--node", self.node.is_some()),
             ("--config", self.config.is_some()),
+            ("--tls-cert", self.tls_cert.is_some()),
+            ("--tls-key", self.tls_key.is_some()),
+            ("--tls-client-ca", self.tls_client_ca.is_some()),
+            ("--tls-peer-ca", self.tls_peer_ca.is_some()),
+            ("--tls-client-cert-optional", self.tls_client_cert_optional),
+            ("--identity-file", self.identity_file.is_some()),
+            ("--peer-token-file", self.peer_token_file.is_some()),
             ("--insecure", self.insecure),
             ("--lease-ttl", self.lease_ttl.is_some()),
             ("--start-timeout", self.start_timeout.is_some()),

@@ -102,7 +102,8 @@ impl ServerProcess {
                     .filter(|stat| stat.parent == *parent)
                     .map(|stat| stat.own);
                 // Children that have ended count too. Otherwise the time would fall with each end.
-                Some(stat_of_parent.own + stat_of_parent.ended_children + children.sum())
+                let own = stat_of_parent.own + stat_of_parent.ended_children;
+                Some(children.fold(own, |sum, child| sum + child))
             }
             Self::Unknown(_) => None,
         }

@@ -9,7 +9,7 @@ use super::cpu::ServerProcess;
 use super::side::{Caller, Side};
 use super::workload::{Want, Workload};
 use crate::channel::endpoint;
-use crate::cli::args::Serves;
+use crate::cli::args::{CredentialArgs, Serves};
 use crate::cli::exit::Failure;
 use crate::client::{Client, Session};
 
@@ -27,15 +27,22 @@ pub(super) struct Locks {
 
 impl Locks {
     /// Opens a session at `server`, or at one that is started.
-    pub(super) async fn open(server: Option<&str>) -> Result<Self, Failure> {
-        let (address, process, child) = match server {
-            Some(address) => (address.to_owned(), process_at(address).await, None),
+    pub(super) async fn open(
+        server: Option<&str>,
+        credentials: &CredentialArgs,
+    ) -> Result<Self, Failure> {
+        let (client, address, process, child) = match server {
+            Some(address) => {
+                (credentials.client(), address.to_owned(), process_at(address).await, None)
+            }
+            // It serves in plain text.
             None => {
                 let child = ServerChild::start(Serves::Locks).await?;
-                (child.address.clone(), ServerProcess::One(child.pid), Some(child))
+                let process = ServerProcess::One(child.pid);
+                (Client::builder(), child.address.clone(), process, Some(child))
             }
         };
-        let client = Client::builder().name("bench").connect(&address).await?;
+        let client = client.name("bench").connect(&address).await?;
         let session = client.session(None).await?;
         Ok(Self { session, table: TableRef::new("default", "bench")?, server: process, child })
     }
@@ -47,7 +54,7 @@ async fn process_at(address: &str) -> ServerProcess {
         return ServerProcess::Unknown("several nodes were named".to_owned());
     }
     match endpoint(address, std::time::Duration::ZERO) {
-        Ok(endpoint) => ServerProcess::at(endpoint.uri(), PROGRAM).await,
+        Ok((endpoint, _)) => ServerProcess::at(endpoint.uri(), PROGRAM).await,
         // The connection reports the error.
         Err(_) => ServerProcess::Unknown(format!("{address} is no address")),
     }

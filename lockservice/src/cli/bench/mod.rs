@@ -130,7 +130,7 @@ async fn open(
     beside: &[Beside],
     sides: &mut Vec<Box<dyn Side>>,
 ) -> Result<(), Failure> {
-    sides.push(Box::new(Locks::open(args.server.as_deref()).await?));
+    sides.push(Box::new(Locks::open(args.server.as_deref(), &args.credentials).await?));
     for other in beside {
         sides.push(other.open().await?);
     }

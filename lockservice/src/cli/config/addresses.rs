@@ -7,14 +7,14 @@ use crate::cli::exit::Failure;
 
 impl Config {
     /// The addresses to listen on, tried in this order. Fails if one can be reached from other
-    /// machines, unless `insecure` is set.
+    /// machines, and not both TLS is used and callers are checked, unless `insecure` is set.
     pub(crate) fn addresses(&self) -> Result<Vec<SocketAddr>, Failure> {
         let addresses = resolve(&self.listen, "--listen")?;
-        if !self.insecure && addresses.iter().any(|address| !address.ip().is_loopback()) {
+        if self.is_open() && addresses.iter().any(|address| !address.ip().is_loopback()) {
             return Err(Failure::usage(format!(
-                "{} can be reached from other machines, and this server has neither encryption \
-                 nor passwords: \
-                 listen on 127.0.0.1, or say --insecure if the network is trusted",
+                "{} can be reached from other machines, and this server does not both encrypt and \
+                 check who calls: listen on 127.0.0.1, use TLS (--tls-cert, --tls-key) with \
+                 --tls-client-ca or identities, or say --insecure if the network is trusted",
                 self.listen
             )));
         }
@@ -23,7 +23,7 @@ impl Config {
 
     /// The addresses to listen on for other nodes, tried in this order, if clients are listened to
     /// on `clients`; `None` if there can be no other nodes. Fails if one can be reached from other
-    /// machines, unless `insecure` is set.
+    /// machines, and not both TLS is used and callers are checked, unless `insecure` is set.
     pub(crate) fn peer_addresses(
         &self,
         clients: SocketAddr,
@@ -55,14 +55,21 @@ impl Config {
             return Ok(Some(vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))]));
         }
         let addresses = resolve(&self.peer_listen, "--peer-listen")?;
-        if !self.insecure && addresses.iter().any(|address| !address.ip().is_loopback()) {
+        if self.is_open() && addresses.iter().any(|address| !address.ip().is_loopback()) {
             return Err(Failure::usage(format!(
                 "{} can be reached from other machines, and a process that reaches it owns the \
-                 cluster: let only its nodes reach it, and say --insecure",
+                 cluster: use TLS (--tls-cert, --tls-key) with --tls-client-ca or identities, or \
+                 let only its nodes reach it and say --insecure",
                 self.peer_listen
             )));
         }
         Ok(Some(addresses))
+    }
+
+    /// True if every process that reaches this server can use it, and `insecure` is not set.
+    fn is_open(&self) -> bool {
+        let closed = self.tls.is_mutual() || (self.tls.is_set() && self.has_identities());
+        !self.insecure && !closed
     }
 
     /// The address at which clients reach a node that listens on `address`. Fails if several nodes
@@ -98,7 +105,10 @@ impl Config {
 }
 
 fn resolve(address: &str, flag: &str) -> Result<Vec<SocketAddr>, Failure> {
-    let address = address.strip_prefix("http://").unwrap_or(address);
+    let address = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| address.strip_prefix(scheme))
+        .unwrap_or(address);
     let resolved = address.to_socket_addrs().map_err(|error| {
         Failure::usage(format!(
             "cannot listen on {address:?}: {error}; write HOST:PORT in {flag}, for example \

@@ -9,8 +9,13 @@ use super::PREFIX;
 use crate::cli::exit::{self, Failure};
 
 /// Environment variables with our prefix that are not settings of a server.
-const NOT_SETTINGS: [&str; 9] = [
+const NOT_SETTINGS: [&str; 14] = [
     "LOCKSERVICE_SERVER",
+    "LOCKSERVICE_CA",
+    "LOCKSERVICE_CERT",
+    "LOCKSERVICE_CERT_KEY",
+    "LOCKSERVICE_TOKEN_FILE",
+    "LOCKSERVICE_AUTH_TOKEN",
     "LOCKSERVICE_BESIDE",
     "LOCKSERVICE_CONFIG",
     "LOCKSERVICE_TOKEN",

@@ -5,27 +5,32 @@
 //! | `mod.rs` | [`Config`]: the settings, merged |
 //! | `environment` | settings in environment variables |
 //! | `addresses` | the addresses of a node |
+//! | `identities` | [`IdentityFiles`]: who may do what, read again when it changes |
 //! | `origin` | [`Origin`]: the sources of the settings |
 
 mod addresses;
 mod environment;
+mod identities;
 mod origin;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use figment::Figment;
 use figment::error::Kind;
 use figment::providers::{Format, Serialized, Toml};
-use lockservice_core::NodeName;
 use lockservice_core::allocator::AllocatorSettings;
 use lockservice_core::service::ServiceSettings;
+use lockservice_core::{Error, NodeName};
 use serde::{Deserialize, Serialize};
 
 use self::environment::Environment;
+pub(crate) use self::identities::IdentityFiles;
 pub(crate) use self::origin::Origin;
 use super::args::ServeArgs;
 use super::exit::{self, Failure};
-use crate::server::ServerSettings;
+use crate::channel::Credentials;
+use crate::server::{IdentitySettings, ServerSettings, TlsSettings};
 use crate::store::StoreUrl;
 
 const PREFIX: &str = "LOCKSERVICE_";
@@ -52,6 +57,14 @@ pub(crate) struct Config {
     pub(crate) node: String,
     /// Serve addresses other than loopback without encryption and passwords. Default false.
     pub(crate) insecure: bool,
+    /// The certificates. Default: none, so everything is in plain text.
+    pub(crate) tls: TlsSettings,
+    /// The token with which this node calls other nodes, in a file. Default (empty): none.
+    pub(crate) peer_token_file: PathBuf,
+    /// A TOML file with more identities. Default (empty): none.
+    pub(crate) identity_file: PathBuf,
+    /// Who may do what. Default: none, so that every caller may do everything.
+    pub(crate) identity: Vec<IdentitySettings>,
     /// How long a start may wait for the store and for a leader, in milliseconds; 0: without an
     /// end. Default 0.
     pub(crate) start_ms_max: u64,
@@ -73,6 +86,10 @@ impl Default for Config {
             store: "file:./lockservice.db".to_owned(),
             node: String::new(),
             insecure: false,
+            tls: TlsSettings::default(),
+            peer_token_file: PathBuf::new(),
+            identity_file: PathBuf::new(),
+            identity: Vec::new(),
             start_ms_max: 0,
             server: ServerSettings::default(),
             service: ServiceSettings::default(),
@@ -129,6 +146,18 @@ impl Config {
         set(&mut self.peer_advertise, &args.peer_advertise);
         set(&mut self.store, &args.store);
         set(&mut self.node, &args.node);
+        let set_path = |field: &mut PathBuf, flag: &Option<PathBuf>| {
+            if let Some(value) = flag {
+                field.clone_from(value);
+            }
+        };
+        set_path(&mut self.tls.cert, &args.tls_cert);
+        set_path(&mut self.tls.key, &args.tls_key);
+        set_path(&mut self.tls.client_ca, &args.tls_client_ca);
+        set_path(&mut self.tls.peer_ca, &args.tls_peer_ca);
+        self.tls.client_cert_optional |= args.tls_client_cert_optional;
+        set_path(&mut self.peer_token_file, &args.peer_token_file);
+        set_path(&mut self.identity_file, &args.identity_file);
         self.insecure |= args.insecure;
         let ms =
             |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -153,8 +182,38 @@ impl Config {
             .allocator
             .check()
             .and_then(|()| self.service.check())
-            .and_then(|()| self.server.check());
-        checked.map_err(|error| Failure { status: exit::CONFIG, ..Failure::from(error) })
+            .and_then(|()| self.server.check())
+            .and_then(|()| self.tls.check());
+        checked.map_err(misconfigured)?;
+        if self.tls.client_cert_optional && !self.has_identities() {
+            return Err(Failure::new(
+                exit::CONFIG,
+                "config",
+                "tls.client_cert_optional lets in clients without a certificate, and there are no \
+                 identities by whose tokens they could be known: add an [[identity]]",
+            ));
+        }
+        Ok(())
+    }
+
+    /// True if only callers with an identity are served.
+    pub(crate) fn has_identities(&self) -> bool {
+        !self.identity.is_empty() || !self.identity_file.as_os_str().is_empty()
+    }
+
+    /// What the node trusts, and what it shows, when it connects to another one.
+    pub(crate) fn peer_credentials(&self) -> Credentials {
+        let mut credentials = Credentials::default();
+        if !self.peer_token_file.as_os_str().is_empty() {
+            credentials = credentials.token_file(&self.peer_token_file);
+        }
+        if self.tls.is_set() {
+            credentials = credentials.certificate(&self.tls.cert, &self.tls.key);
+        }
+        match self.tls.peer_ca() {
+            Some(ca) => credentials.ca(ca),
+            None => credentials,
+        }
     }
 
     /// The store, by its URL. Fails if the URL cannot be read.
@@ -171,6 +230,11 @@ impl Config {
         let host = uname.nodename().to_string_lossy();
         Ok(NodeName::new(&*host).or_else(|_| NodeName::new("node-1"))?)
     }
+}
+
+/// The failure for a setting, or a file of one, that cannot be used.
+pub(crate) fn misconfigured(error: Error) -> Failure {
+    Failure { status: exit::CONFIG, ..Failure::from(error) }
 }
 
 fn describe(error: &figment::Error, file: &str) -> String {

@@ -70,18 +70,20 @@ pub(super) async fn hold(
 }
 
 /// The variables that the command finds in its environment.
-fn environment(args: &LockArgs, lock: &LockGuard) -> [(&'static str, OsString); 6] {
+fn environment(args: &LockArgs, lock: &LockGuard) -> Vec<(&'static str, OsString)> {
     let held = std::env::var_os(outer::VARIABLE);
-    [
+    let mut variables = vec![
         ("LOCKSERVICE_TOKEN", lock.token().to_string().into()),
         ("LOCKSERVICE_GROUP", args.group.to_string().into()),
         ("LOCKSERVICE_TABLE", args.table.to_string().into()),
         ("LOCKSERVICE_KEYS", args.keys_for_command()),
         ("LOCKSERVICE_HELD", outer::with(held, lock.txn().id(), &args.client.server)),
         // The variable is set even if a flag named the server: a nested `lockservice` means the
-        // same server.
+        // same server, and reaches it in the same way.
         ("LOCKSERVICE_SERVER", args.client.server.clone().into()),
-    ]
+    ];
+    variables.extend(args.client.credentials.variables());
+    variables
 }
 
 /// A command that runs under a lock.

@@ -131,7 +131,10 @@ async fn try_to_take(
 
 /// Connects and opens a session.
 async fn open(args: &LockArgs, patience: &mut Patience) -> Result<(Client, Session), Failure> {
-    let builder = Client::builder()
+    let builder = args
+        .client
+        .credentials
+        .client()
         .name(client_name())
         .connect_timeout(patience.call.min(CONNECT_MAX))
         .call_timeout(patience.call)
@@ -212,9 +215,13 @@ fn lost(why: &Error) -> Failure {
         }
         _ => "the lock was lost and the command was ended",
     };
+    let reason = match std::error::Error::source(why) {
+        Some(cause) => format!("{}: {cause}", why.message()),
+        None => why.message().to_owned(),
+    };
     Failure::new(
         exit::LOST,
         why.kind().name(),
-        format!("{what}: start it again to wait for the lock ({})", why.message()),
+        format!("{what}: start it again to wait for the lock ({reason})"),
     )
 }

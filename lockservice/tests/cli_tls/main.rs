@@ -1,0 +1,16 @@
+//! TLS of the real command: certificates that are accepted, refused, and replaced.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `accepted.rs` | a client and a server that know each other |
+//! | `refused.rs` | those that do not: the status, and a sentence that helps |
+//! | `replaced.rs` | certificates are replaced while sessions hold locks |
+//! | `kit.rs` | certificates, and a proxy that cuts connections |
+
+#[path = "../cli_support/mod.rs"]
+mod cli_support;
+
+mod accepted;
+mod kit;
+mod refused;
+mod replaced;
