@@ -125,7 +125,7 @@ fn two_trees_that_want_what_the_other_holds_are_a_deadlock_and_one_goes_on() {
         .deadlock()
         .expect("a cycle")
         .iter()
-        .map(|edge| (edge.waiter, edge.item.clone(), edge.holder))
+        .map(|edge| (edge.waiter, edge.item.to_string(), edge.holder))
         .collect();
     cycle.sort();
     assert_eq!(cycle, [(txn(3), "b".to_owned(), txn(2)), (txn(4), "a".to_owned(), txn(1))]);

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 #[cfg(doc)]
 use crate::error::{Error, ErrorKind};
 use crate::id::{NodeName, ServiceId, TableRef, TxnId};
@@ -12,14 +10,14 @@ use crate::key::{LockItem, LockMode};
 
 /// One edge of a deadlock: a waiter, its item, and the transaction that holds it or requested it
 /// earlier.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeadlockEdge {
     /// The transaction that waits.
     pub waiter: TxnId,
     /// The table in which it waits.
     pub table: TableRef,
-    /// The row or range it waits for, as text.
-    pub item: String,
+    /// The row or range it waits for.
+    pub item: LockItem,
     /// The mode in which it is requested.
     pub mode: LockMode,
     /// The transaction it waits for.

@@ -212,7 +212,7 @@ impl EngineState {
             DeadlockEdge {
                 waiter: call.txn,
                 table: self.tables[&call.table].bind.table.clone(),
-                item: call.item().to_string(),
+                item: call.item().clone(),
                 mode: call.mode,
                 holder: self.holder_of(call, &self.calls[*next]),
                 victim: *id == victim,

@@ -148,17 +148,16 @@ pub(super) fn particulars(error: &Error) -> Map<String, Value> {
     let mut fields = Map::new();
     if let Some(cycle) = error.deadlock() {
         let edge = |edge: &DeadlockEdge| {
-            json!({
-                "waiter": edge.waiter.to_string(),
-                "label": edge.label,
-                "client": edge.client,
-                "victim": edge.victim,
-                "group": edge.table.group.as_str(),
-                "table": edge.table.name.as_str(),
-                "key": edge.item,
-                "mode": mode(edge.mode),
-                "holder": edge.holder.to_string(),
-            })
+            let mut fields = key(&edge.item);
+            fields.insert("waiter".into(), edge.waiter.to_string().into());
+            fields.insert("label".into(), edge.label.as_str().into());
+            fields.insert("client".into(), edge.client.as_str().into());
+            fields.insert("victim".into(), edge.victim.into());
+            fields.insert("group".into(), edge.table.group.as_str().into());
+            fields.insert("table".into(), edge.table.name.as_str().into());
+            fields.insert("mode".into(), mode(edge.mode));
+            fields.insert("holder".into(), edge.holder.to_string().into());
+            Value::Object(fields)
         };
         fields.insert("deadlock".into(), cycle.iter().map(edge).collect());
     }
@@ -249,7 +248,7 @@ mod tests {
         let edge = DeadlockEdge {
             waiter: txn(1),
             table: TableRef::new("g", "t").unwrap(),
-            item: "[a, b]".into(),
+            item: LockItem::Row(Key::new("a").unwrap()),
             mode: LockMode::Shared,
             holder: txn(2),
             victim: true,
@@ -265,7 +264,7 @@ mod tests {
             (&json!(txn(1).to_string()), &json!(txn(2).to_string()))
         );
         assert_eq!((&edge["mode"], &edge["victim"]), (&json!("shared"), &json!(true)));
-        assert_eq!((&edge["key"], &edge["label"]), (&json!("[a, b]"), &json!("nightly")));
+        assert_eq!((&edge["key"], &edge["label"]), (&json!("a"), &json!("nightly")));
     }
 
     #[test]

@@ -105,11 +105,12 @@ fn advice_name(advice: Advice) -> &'static str {
 }
 
 fn edge_to_proto(edge: &DeadlockEdge) -> proto::DeadlockEdge {
+    use proto::deadlock_edge::Item;
     proto::DeadlockEdge {
         waiter: edge.waiter.to_string(),
         group: edge.table.group.to_string(),
         table: edge.table.name.to_string(),
-        item: edge.item.clone(),
+        item: Some(item_to_proto(&edge.item, Item::Row, Item::Range)),
         holder: edge.holder.to_string(),
         mode: mode_to_proto(edge.mode),
         victim: edge.victim,
@@ -119,6 +120,7 @@ fn edge_to_proto(edge: &DeadlockEdge) -> proto::DeadlockEdge {
 }
 
 fn cycle_from_proto(edges: &[proto::DeadlockEdge]) -> Option<Vec<DeadlockEdge>> {
+    use proto::deadlock_edge::Item;
     if edges.is_empty() {
         return None;
     }
@@ -126,7 +128,10 @@ fn cycle_from_proto(edges: &[proto::DeadlockEdge]) -> Option<Vec<DeadlockEdge>> 
         Some(DeadlockEdge {
             waiter: edge.waiter.parse().ok()?,
             table: TableRef::new(&edge.group, &edge.table).ok()?,
-            item: edge.item.clone(),
+            item: match edge.item.as_ref()? {
+                Item::Row(row) => item_from_row(row).ok()?,
+                Item::Range(range) => item_from_range(range).ok()?,
+            },
             mode: mode_from_proto(edge.mode).ok()?,
             holder: edge.holder.parse().ok()?,
             victim: edge.victim,
@@ -192,7 +197,10 @@ pub(super) mod tests {
         DeadlockEdge {
             waiter: TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(a), true),
             table: TableRef::new("g", "té").expect("a name"),
-            item: "[a, b)".to_owned(),
+            item: match a < b {
+                true => row([0, 0xff]),
+                false => LockItem::Range(KeyRange::whole_table()),
+            },
             mode: if a < b { LockMode::Shared } else { LockMode::Exclusive },
             holder: TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(b), false),
             victim: a < b,

@@ -91,7 +91,7 @@ fn of_error(error: &Error) -> usize {
     let cycle = error.deadlock().unwrap_or_default();
     let edges = cycle
         .iter()
-        .map(|edge| size_of_val(edge) + edge.item.len() + edge.label.len() + edge.client.len());
+        .map(|edge| size_of_val(edge) + keys(&edge.item) + edge.label.len() + edge.client.len());
     let detail = edges.sum::<usize>()
         + error
             .blocker()

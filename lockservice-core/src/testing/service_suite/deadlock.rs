@@ -48,7 +48,10 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_fails(
     for (n, edge) in cycle.iter().enumerate() {
         assert_eq!(edge.holder, cycle[(n + 1) % 3].waiter, "each waits for the next: {error}");
         let waiter = ring.iter().position(|actor| actor.id() == edge.waiter).expect("a member");
-        assert_eq!((edge.item.as_str(), &edge.table), (["b", "[c, d]", "a"][waiter], &table()));
+        assert_eq!(
+            (&*edge.item.to_string(), &edge.table),
+            (["b", "[c, d]", "a"][waiter], &table())
+        );
         assert_eq!(edge.holder, ring[(waiter + 1) % 3].id());
         assert_eq!(edge.victim, waiter == victim, "the victim finds itself: {error}");
         assert_eq!(edge.mode, if waiter == 2 { LockMode::Shared } else { LockMode::Exclusive });

@@ -71,7 +71,7 @@ impl Model {
             && cycle.iter().all(|edge| {
                 self.queue.iter().any(|call| {
                     call.txn == number(edge.waiter)
-                        && call.items[call.next].to_string() == edge.item
+                        && call.items[call.next] == edge.item
                         && self.conflicting_holders(call).contains(&number(edge.holder))
                 })
             })
