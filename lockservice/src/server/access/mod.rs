@@ -127,9 +127,12 @@ impl Access {
         known(&rules, proof)
     }
 
-    /// The identities, as they are replaced.
+    /// The identities, as they are replaced. Those of now are the first change: the caller was
+    /// admitted with earlier ones, perhaps.
     pub(super) fn changes(&self) -> Changes {
-        Changes(self.0.subscribe())
+        let mut identities = self.0.subscribe();
+        identities.mark_changed();
+        Changes(identities)
     }
 }
 
@@ -312,6 +315,7 @@ mod tests {
         let access = Access::new(&[client(&[])]).expect("valid");
         let mut changes = access.changes();
         let first = access.caller(&bearing("Bearer a"), None).expect("known");
+        changes.next(&first).now_or_never().expect("those of now").expect("the same identity");
         assert!(changes.next(&first).now_or_never().is_none(), "nothing has changed");
         let table = TableRef::new("g", "other").expect("names");
         first.may_use(&table).expect("no limits");
@@ -342,5 +346,8 @@ mod tests {
         let refused = access.caller(&HeaderMap::new(), None).expect_err("closed");
         assert_eq!(refused.kind(), ErrorKind::Unauthenticated);
         assert!(changes.next(&anyone).now_or_never().expect("a change").is_err());
+        // A stream that was admitted before the change and begins after it ends too.
+        let mut late = access.changes();
+        assert!(late.next(&anyone).now_or_never().expect("those of now").is_err());
     }
 }
