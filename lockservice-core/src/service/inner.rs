@@ -21,6 +21,7 @@ use crate::service::session::quota::Quota;
 use crate::service::session::registry::{Count, Registry};
 use crate::service::tables::Tables;
 use crate::service::txn::live::ReportedTxns;
+use crate::service::txn::slow::SlowWaits;
 use crate::service::txn::{TxnRecord, timer};
 use crate::sync::Mutex;
 use crate::table::LockEngine;
@@ -52,6 +53,8 @@ pub(crate) struct ServiceInner {
     pub(crate) phase: watch::Sender<Phase>,
     /// The ends of sessions and transactions.
     pub(crate) departures: Departures,
+    /// The bound on the lines about slow waits.
+    pub(super) slow_waits: SlowWaits,
 }
 
 impl ServiceInner {

@@ -178,6 +178,7 @@ impl LockService {
             observed: Mutex::new(incarnation.at),
             phase: watch::Sender::new(Phase::Serving),
             departures: Departures::default(),
+            slow_waits: txn::slow::SlowWaits::default(),
             runtime: Handle::current(),
             parts,
         });

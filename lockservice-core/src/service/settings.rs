@@ -50,6 +50,9 @@ pub struct ServiceSettings {
     /// For how long nothing may be locked in a table before it is forgotten, in milliseconds; 0 for
     /// ever. Default 86,400,000 (a day).
     pub table_idle_ms: u64,
+    /// A lock call that has waited for so long is written to the log, in milliseconds; 0 for none.
+    /// Default 0.
+    pub slow_wait_ms: u64,
     /// Limits of the lock engine.
     pub engine: EngineSettings,
 }
@@ -68,6 +71,7 @@ impl Default for ServiceSettings {
             kept_bytes_per_session_max: 16 << 20,
             kept_bytes_max: 1 << 30,
             table_idle_ms: 86_400_000,
+            slow_wait_ms: 0,
             engine: EngineSettings::default(),
         }
     }

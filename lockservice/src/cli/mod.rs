@@ -26,6 +26,7 @@ mod exit;
 mod limits;
 mod list;
 mod lock;
+mod log;
 mod node;
 mod outer;
 mod output;

@@ -1,7 +1,7 @@
 //! `serve`: runs a server until a signal stops it.
 
 use std::convert::Infallible;
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
-use tracing_subscriber::EnvFilter;
 
 use super::args::ServeArgs;
 use super::config::{Config, IdentityFiles, misconfigured};
-use super::exit::{self, Failure, say_note, say_warning};
+use super::exit::{self, Failure, say_note};
 use super::limits;
+use super::log::Log;
 use super::node::{Ending, Joined, Node, Waiting};
 use super::signals::Ignored;
-use super::sink::{self, LogLine};
+use super::sink;
 use crate::reload::CHECK_INTERVAL;
 use crate::server::{Access, ServerTls};
 
@@ -30,7 +30,7 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Runs a server. Returns the exit status.
 pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     let (config, origin) = Config::load(args, std::env::vars_os())?;
-    log_to_stderr(json);
+    let log = Log::start(&config, args, json);
     origin.say(json);
     limits::allow_connections(config.server.connections_max, json);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -38,35 +38,7 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
         .build()
         .map_err(super::no_runtime)?;
     let identities = IdentityFiles::load(&config, args.config.as_deref());
-    runtime.block_on(serve(config, identities.map_err(misconfigured)?, json))
-}
-
-/// Warnings go to stderr; `RUST_LOG` adds more. The server waits for no line. A panic is a line of
-/// the log too.
-fn log_to_stderr(json: bool) {
-    let filter = match std::env::var_os("RUST_LOG").filter(|wish| !wish.is_empty()) {
-        None => EnvFilter::new("warn"),
-        Some(wish) => EnvFilter::try_new(wish.to_string_lossy()).unwrap_or_else(|error| {
-            // It may be meant for other programs, so it does not keep the server from its work.
-            let sentence = format!(
-                "RUST_LOG is wrong ({error}), so warnings and errors are \
-                logged: write for example info, or lockservice=debug"
-            );
-            say_warning(json, "rust_log", &sentence);
-            EnvFilter::new("warn")
-        }),
-    };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine);
-    // This fails only if the process has a subscriber already. Then that one stays.
-    let _ = if json {
-        log.json().flatten_event(true).try_init()
-    } else {
-        log.with_ansi(io::stderr().is_terminal()).try_init()
-    };
-    std::panic::set_hook(Box::new(|panic| {
-        let backtrace = std::backtrace::Backtrace::capture();
-        tracing::error!("{panic}; please report it (backtrace: {backtrace})");
-    }));
+    runtime.block_on(serve(config, identities.map_err(misconfigured)?, log, json))
 }
 
 /// A server in this process, in memory, on a free port of loopback.
@@ -114,6 +86,7 @@ impl InMemory {
 async fn serve(
     config: Config,
     identities: Option<IdentityFiles>,
+    log: Log,
     json: bool,
 ) -> Result<u8, Failure> {
     let mut signals = StopSignals::take()
@@ -148,7 +121,7 @@ async fn serve(
     // A server whose output is not read continues to serve.
     sink::stdout().line(format!("{}\n", ready_line(&node, &name, json)));
 
-    let reload = keep_fresh(node.tls.clone(), identities, Arc::clone(&signals.reload));
+    let reload = keep_fresh(node.tls.clone(), identities, log, Arc::clone(&signals.reload));
     let (stop, again) = stop_and_again(signals);
     let ending = tokio::select! {
         ending = node.serve(stop) => ending?,
@@ -167,13 +140,16 @@ async fn serve(
     Ok(0)
 }
 
-/// Reads the certificates and the identities again each time that `reload` is notified, and the
-/// identities when they have changed, for ever. Certificates are watched by the servers.
+/// Reads the certificates, the identities and the filter of the log again each time that `reload`
+/// is notified, and the identities when they have changed, for ever. Certificates are watched by
+/// the servers.
 async fn keep_fresh(
     tls: Option<ServerTls>,
     identities: Option<IdentityFiles>,
+    log: Log,
     reload: Arc<Notify>,
 ) -> Infallible {
+    let log = Arc::new(log);
     loop {
         let requested = tokio::select! {
             () = reload.notified() => true,
@@ -182,10 +158,15 @@ async fn keep_fresh(
         if let Some(identities) = &identities {
             identities.check(requested).await;
         }
+        if requested && log.has_file() {
+            let log = Arc::clone(&log);
+            // An error means that the runtime is going away.
+            let _ = tokio::task::spawn_blocking(move || log.reload()).await;
+        }
         match &tls {
             _ if !requested => {}
             Some(tls) => tls.reload().await,
-            None if identities.is_some() => {}
+            None if identities.is_some() || log.has_file() => {}
             // Other daemons read their settings again on this signal.
             None => tracing::warn!(
                 "SIGHUP changes nothing: settings are read at the start; SIGTERM stops the server"

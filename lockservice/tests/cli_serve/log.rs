@@ -3,7 +3,9 @@
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::cli_support::{Running, code, full_pipe, lockservice, run, stderr, wait_for_end_of};
+use crate::cli_support::{
+    Running, Server, code, full_pipe, lockservice, run, stderr, wait_for_end_of,
+};
 
 #[test]
 fn a_server_whose_stderr_has_no_reader_starts_serves_and_stops() {
@@ -54,4 +56,79 @@ fn a_wrong_log_filter_is_said_and_log_lines_are_json_if_all_is() {
             serde_json::from_str(line).unwrap_or_else(|_| panic!("one object: {line}"));
         assert!(object.is_object());
     }
+}
+
+/// The next line of the log whose message holds `said`.
+fn logged(server: &Server, said: &str) -> Value {
+    loop {
+        let line = server.running.error_line();
+        let object: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("JSON: {line}"));
+        if object["message"].as_str().is_some_and(|message| message.contains(said)) {
+            return object;
+        }
+    }
+}
+
+#[test]
+fn a_wait_that_is_slow_is_logged_with_its_holder_and_once_more_when_it_is_over() {
+    let server = Server::start_with(&["--slow-wait", "100ms"]);
+    let (holder, _) = server.hold(&["jobs", "nightly", "--name", "first"]);
+    let waiter = server.lock(&["jobs", "nightly", "--name", "second"], "true");
+    let slow = logged(&server, "waits for long");
+    assert_eq!(
+        (&slow["level"], &slow["target"]),
+        (&"WARN".into(), &"lockservice::slow_wait".into())
+    );
+    assert!(slow["client"].as_str().unwrap().contains("second"), "{slow}");
+    assert!(slow["holder_client"].as_str().unwrap().contains("first"), "{slow}");
+    assert_eq!((&slow["item"], &slow["granted"]), (&"nightly".into(), &true.into()));
+    assert!(slow["table"].as_str().unwrap().contains("jobs"), "{slow}");
+    holder.signal(Signal::TERM);
+    holder.wait();
+    let over = logged(&server, "is over");
+    assert_eq!((&over["txn"], &over["outcome"]), (&slow["txn"], &"granted".into()));
+    assert!(waiter.wait().0.success());
+    // A call that does not wait says nothing.
+    assert_eq!(code(&server.run(&["lock", "jobs", "nightly", "--", "true"])), 0);
+    server.running.signal(Signal::TERM);
+    let (status, rest) = server.running.wait();
+    assert!(status.success() && !rest.contains("slow_wait"), "{rest}");
+}
+
+#[test]
+fn the_filter_of_the_log_is_read_again_on_sighup_and_a_wrong_one_changes_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let write = |text: &str| std::fs::write(file.path(), text).unwrap();
+    write("log = 'warn'\nlog_format = 'json'\n");
+    let server = Server::start_with(&["--config", path]);
+    write("log = 'lockservice=info'\n");
+    server.running.signal(Signal::HUP);
+    assert_eq!(logged(&server, "another filter")["log"], "lockservice=info");
+    write("log = 'lockservice=loud'\n");
+    server.running.signal(Signal::HUP);
+    let refused = logged(&server, "cannot be read again");
+    assert!(refused["why"].as_str().unwrap().contains("lockservice=loud"), "{refused}");
+    write("log = 'error'\n");
+    server.running.signal(Signal::HUP);
+    // The last filter counted until now: this line is at level info.
+    assert_eq!(logged(&server, "another filter")["log"], "error");
+    server.running.signal(Signal::TERM);
+    assert!(server.running.wait().0.success());
+}
+
+#[test]
+fn the_format_of_the_log_is_chosen_apart_from_that_of_the_output() {
+    let args = ["serve", "--listen", "127.0.0.1:0", "--store", "memory:", "--log", "info"];
+    let mut server =
+        Running::start(&mut lockservice(&[&args[..], &["--log-format", "json"]].concat()));
+    assert!(server.line().starts_with("lockservice is ready"));
+    server.signal(Signal::TERM);
+    let (_, text) = server.wait();
+    let started = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    assert!(started.into_iter().any(|line| line["message"] == "service started"), "{text}");
+
+    let refused = run(&[&args[..6], &["loud=loud"]].concat());
+    assert_eq!(code(&refused), 78, "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("loud=loud"), "{}", stderr(&refused));
 }

@@ -142,10 +142,27 @@ impl ServiceInner {
         self: &Arc<Self>,
         wait: &mut LockWait,
     ) -> Result<Granted> {
-        let outcome = self.until(wait.times.deadline, &mut wait.handed.call).await;
+        let CallTimes { began, deadline, .. } = wait.times;
+        let (mut outcome, mut is_logged) = (None, false);
+        if let Some(slow) = self.slow_from(began).filter(|slow| *slow < deadline) {
+            outcome = self.until(slow, &mut wait.handed.call).await;
+            is_logged = outcome.is_none() && self.log_slow(wait);
+        }
+        if outcome.is_none() {
+            outcome = self.until(deadline, &mut wait.handed.call).await;
+        }
         // Dropping the call takes its claim away, or hands on a grant that has just been made.
         let outcome = outcome.unwrap_or_else(|| Err(self.waited_too_long(wait)));
-        self.complete(wait, outcome)
+        let result = self.complete(wait, outcome);
+        if is_logged {
+            self.log_slow_end(wait.handed.in_flight.txn(), began, &result);
+        }
+        result
+    }
+
+    fn log_slow(&self, wait: &LockWait) -> bool {
+        let Handed { in_flight, bound, call, .. } = &wait.handed;
+        self.log_slow_wait(in_flight.txn(), &bound.bind().table, call, wait.times.began)
     }
 
     fn waited_too_long(&self, wait: &LockWait) -> Error {

@@ -23,6 +23,7 @@ pub(in crate::service) mod live;
 mod lock;
 mod record;
 pub(in crate::service) mod row;
+pub(in crate::service) mod slow;
 pub(in crate::service) mod waits;
 
 use std::sync::Arc;

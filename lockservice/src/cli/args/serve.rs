@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::duration;
+use crate::cli::log::LogFormat;
 use crate::cli::settings;
 
 const SERVE_NOTES: &str = "\
@@ -22,9 +23,9 @@ PostgreSQL the URL can do without it: PGPASSWORD, or the password file of PGPASS
 The first SIGINT or SIGTERM stops the server in order: its locks are given up, and the next start \
 need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the \
 terminal \
-has gone if the server was started from one; else certificates and identities are read again. They \
-are read again without it too, some seconds after they have changed. RUST_LOG says what is logged \
-to stderr (warn); lines that are not read are dropped and counted.
+has gone if the server was started from one; else certificates, identities and the setting `log` of \
+--config are read again. The first two are read again without it too, some seconds after they have \
+changed. Without --log RUST_LOG says what is logged; lines that are not read are dropped and counted.
 
 With identities only callers that they name are served. Each is a table of the file of --config or \
 --identity-file, and is known by a token (lockservice token new) or by the common name of its \
@@ -49,7 +50,7 @@ Examples:
 
 `lockservice serve --help` lists every setting; -h only these lines.";
 
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(after_help = SERVE_NOTES)]
 #[command(after_long_help = format!("{SERVE_NOTES}\n\n{}", settings::help()))]
 pub(crate) struct ServeArgs {
@@ -102,6 +103,15 @@ pub(crate) struct ServeArgs {
     /// Serve addresses other than loopback without TLS, or to everyone.
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// What is logged to stderr: warn, info, lockservice=debug, … [default: warn].
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    /// The format of the log [default: text, or json with --json].
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+    /// Log each lock call that has waited for so long, with who holds the lock, for example 10s.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) slow_wait: Option<Duration>,
     /// How long a node that fell silent keeps its tables, for example 5s [default: 5s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) lease_ttl: Option<Duration>,
@@ -138,6 +148,9 @@ impl ServeArgs {
             ("--identity-file", self.identity_file.is_some()),
             ("--peer-token-file", self.peer_token_file.is_some()),
             ("--insecure", self.insecure),
+            ("--log", self.log.is_some()),
+            ("--log-format", self.log_format.is_some()),
+            ("--slow-wait", self.slow_wait.is_some()),
             ("--lease-ttl", self.lease_ttl.is_some()),
             ("--start-timeout", self.start_timeout.is_some()),
             ("--session-ttl", self.session_ttl.is_some()),

@@ -29,6 +29,7 @@ pub(crate) use self::identities::IdentityFiles;
 pub(crate) use self::origin::Origin;
 use super::args::ServeArgs;
 use super::exit::{self, Failure};
+use super::log::{self, LogFormat};
 use crate::channel::Credentials;
 use crate::server::{IdentitySettings, ServerSettings, TlsSettings};
 use crate::store::StoreUrl;
@@ -65,6 +66,11 @@ pub(crate) struct Config {
     pub(crate) identity_file: PathBuf,
     /// Who may do what. Default: none, so that every caller may do everything.
     pub(crate) identity: Vec<IdentitySettings>,
+    /// What is logged, as in `RUST_LOG`: `warn`, `info`, `lockservice=debug`. Default (empty): what
+    /// `RUST_LOG` says, or `warn`. Read again on SIGHUP.
+    pub(crate) log: String,
+    /// The format of the log. Default: JSON with `--json`, else text.
+    pub(crate) log_format: Option<LogFormat>,
     /// How long a start may wait for the store and for a leader, in milliseconds; 0: without an
     /// end. Default 0.
     pub(crate) start_ms_max: u64,
@@ -90,6 +96,8 @@ impl Default for Config {
             peer_token_file: PathBuf::new(),
             identity_file: PathBuf::new(),
             identity: Vec::new(),
+            log: String::new(),
+            log_format: None,
             start_ms_max: 0,
             server: ServerSettings::default(),
             service: ServiceSettings::default(),
@@ -146,6 +154,8 @@ impl Config {
         set(&mut self.peer_advertise, &args.peer_advertise);
         set(&mut self.store, &args.store);
         set(&mut self.node, &args.node);
+        set(&mut self.log, &args.log);
+        self.log_format = args.log_format.or(self.log_format);
         let set_path = |field: &mut PathBuf, flag: &Option<PathBuf>| {
             if let Some(value) = flag {
                 field.clone_from(value);
@@ -163,6 +173,9 @@ impl Config {
             |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         if let Some(ttl) = args.lease_ttl {
             self.allocator.constants.lease_ttl_ms = ms(ttl);
+        }
+        if let Some(wait) = args.slow_wait {
+            self.service.slow_wait_ms = ms(wait);
         }
         if let Some(time) = args.start_timeout {
             self.start_ms_max = ms(time).max(1);
@@ -185,6 +198,7 @@ impl Config {
             .and_then(|()| self.server.check())
             .and_then(|()| self.tls.check());
         checked.map_err(misconfigured)?;
+        log::filter(&self.log).map_err(misconfigured)?;
         if self.tls.client_cert_optional && !self.has_identities() {
             return Err(Failure::new(
                 exit::CONFIG,
