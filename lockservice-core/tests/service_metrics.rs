@@ -1,4 +1,4 @@
-//! What a service counts: locks, waits, deadlocks, sessions, its lease, its store.
+//! What a node counts: locks, waits, deadlocks, sessions, its lease, its store.
 //!
 //! Tokio's paused clock drives everything, so the times are exact.
 #![cfg(not(loom))]
@@ -8,14 +8,16 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator};
+use lockservice_core::allocator::{
+    AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator,
+};
 use lockservice_core::metrics::{
     Distribution, MeteredStore, ServiceCounts, SessionEnd, StoreCall, StoreMetrics,
 };
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
 use lockservice_core::store::{BindStore as _, MemoryStore};
 use lockservice_core::table::WaitPolicy;
-use lockservice_core::testing::{SharedStore, TokioClock};
+use lockservice_core::testing::{LocalPeers, SharedStore, TokioClock};
 use lockservice_core::{ErrorKind, Key, KeyRange, LockItem, LockMode, NodeName, TableRef};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -95,6 +97,9 @@ async fn grants_are_counted_by_mode_however_they_are_made_and_when_their_table_i
     txn.lock(spec("b")).await.expect("its own");
     txn.lock(spec("b")).await.expect("its own");
     assert_eq!((granted(), held()), ([1, 1, 4], 5));
+    // A row that was met by its own upgrade, and one that was not.
+    assert_eq!(txn.unlock(&table("t"), &[row("b"), row("a")], None), 2);
+    assert_eq!(held(), 3);
     txn.end(None);
     assert_eq!(held(), 0);
     drop(bound);
@@ -231,4 +236,33 @@ async fn calls_of_the_store_are_counted_with_their_failures() {
     assert_eq!(counts.times.count(), 1);
     let failed: Vec<_> = counts.failed.into_iter().filter(|(_, count)| *count > 0).collect();
     assert_eq!(failed, [(kind, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leadership_of_a_shared_store_is_counted_with_its_renewals_and_their_failures() {
+    let (store, peers) = (SharedStore::new(), LocalPeers::default());
+    let (clock, name) = (Arc::new(TokioClock::new()), NodeName::new("n").expect("a name"));
+    let settings = AllocatorSettings::default();
+    let ttl = settings.constants.leadership_ttl();
+    let allocator = ElectedAllocator::start(
+        Arc::new(store.clone()),
+        clock,
+        settings,
+        name,
+        "n:1",
+        Arc::new(peers),
+    )
+    .expect("valid settings");
+    allocator.elected().await.expect("alone");
+    tokio::time::sleep(2 * ttl).await;
+    let counts = allocator.metrics().counts();
+    assert!((5..=6).contains(&counts.renewals), "every third of the TTL: {counts:?}");
+    assert_eq!((counts.acquired, counts.renewals_failed), (1, 0));
+    assert_eq!(counts.left.count(), counts.renewals);
+    let mean = counts.left.sum / counts.left.count() as f64;
+    assert!((0.6..0.7).contains(&(mean / ttl.as_secs_f64())), "two thirds are left: {counts:?}");
+    store.set_cut(true);
+    // A call of a store that is cut off waits before it fails.
+    tokio::time::sleep(4 * ttl).await;
+    assert!(allocator.metrics().counts().renewals_failed >= 1);
 }
