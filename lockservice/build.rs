@@ -17,11 +17,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("lockservice.bin"), descriptors.encode_to_vec())?;
     std::fs::write(out.join("shapes.rs"), shapes(&descriptors)?)?;
+    std::fs::write(out.join("methods.rs"), methods(&descriptors))?;
     tonic_prost_build::configure()
         .bytes(".")
         .codec_path("crate::codec::BoundedCodec")
         .compile_fds(descriptors)?;
     Ok(())
+}
+
+/// The paths of all methods, sorted: see `metrics/rpc.rs`.
+fn methods(descriptors: &FileDescriptorSet) -> String {
+    let files = descriptors.file.iter().filter(|file| file.package() == PACKAGE);
+    let services = files.flat_map(|file| &file.service);
+    let mut paths: Vec<String> = services
+        .flat_map(|service| {
+            let name = format!("/{PACKAGE}.{}", service.name());
+            service.method.iter().map(move |method| format!("{name}/{}", method.name()))
+        })
+        .collect();
+    paths.sort_unstable();
+    format!("&{paths:?}")
 }
 
 /// For each message, what its fields cost when they are decoded: see `codec.rs`.

@@ -61,6 +61,7 @@ mod key;
 #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
 mod live_txns;
 pub mod maintenance;
+pub mod metrics;
 mod segments;
 #[cfg(not(loom))]
 pub mod service;

@@ -41,6 +41,7 @@
 //! |---|---|
 //! | `store` | stores by URL |
 //! | `server`, `peers` | the gRPC API: the side that serves clients and nodes; calls to other nodes |
+//! | `metrics` | metrics and health over HTTP, for monitoring |
 //! | `client`, `channel` | sessions and transactions of a remote server; connections |
 //! | `proto`, `convert`, `codec` | messages; their way to and from the types of the core; their size |
 //! | `tls`, `reload` | certificates, and handshakes; files that are read again when they change |
@@ -62,6 +63,8 @@ pub mod codec;
 pub mod convert;
 #[cfg(any(feature = "server", feature = "client"))]
 mod frame;
+#[cfg(feature = "server")]
+pub mod metrics;
 #[cfg(feature = "server")]
 pub mod peers;
 #[cfg(any(feature = "server", feature = "client"))]

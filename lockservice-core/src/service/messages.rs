@@ -8,6 +8,7 @@ use crate::env::Env;
 use crate::error::Error;
 use crate::id::{NodeName, Nonce, Sequence, ServiceId, TableRef, TxnId, TxnNumber};
 use crate::key::{LockItem, LockMode};
+use crate::metrics::ServiceMetrics;
 use crate::service::ServiceSettings;
 use crate::table::{Commit, Grant, LockInfo, Savepoint, WaitInfo, WaitPolicy};
 
@@ -24,6 +25,8 @@ pub struct ServiceParts {
     pub address: String,
     /// Limits and defaults.
     pub settings: ServiceSettings,
+    /// What the node counts. Its incarnations share it.
+    pub metrics: Arc<ServiceMetrics>,
     /// The incarnation that this process had before, if that one's lease was lost.
     pub replaces: Option<(ServiceId, Nonce)>,
 }
@@ -41,6 +44,7 @@ impl ServiceParts {
             node,
             address: String::new(),
             settings: ServiceSettings::default(),
+            metrics: Arc::default(),
             replaces: None,
         }
     }

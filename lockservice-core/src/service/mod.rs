@@ -22,6 +22,7 @@
 //! | `txn/` | transactions: lock, end, abandon; who is alive, who waits |
 //! | `session/` | sessions of clients, and operations that take effect once |
 //! | `list.rs` | locks and waits with names, for operators |
+//! | `metrics.rs` | what is counted, and the present state |
 //!
 //! The way of a lock: `session/operations.rs` (a client) or `txn/mod.rs` (an embedder), then
 //! `ServiceInner::lock` (`txn/lock.rs`), `hand_over` (`tables/mod.rs`), the engine, `still_good`
@@ -55,6 +56,7 @@ mod inner;
 mod lease;
 mod list;
 mod messages;
+mod metrics;
 mod phase;
 mod session;
 mod settings;
@@ -166,7 +168,7 @@ impl LockService {
         let inner = Arc::new(ServiceInner {
             id: incarnation.service,
             nonce,
-            engine: LockEngine::new(parts.settings.engine),
+            engine: LockEngine::with_clock(parts.settings.engine, Arc::clone(parts.env.clock())),
             tables: Tables::default(),
             txns: Count::new("transactions", parts.settings.txns_max),
             named_txns: GuardedMap::new(),

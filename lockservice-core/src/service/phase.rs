@@ -118,6 +118,8 @@ impl ServiceInner {
             } else {
                 shutting_down
             });
+            self.count_engine();
+            self.metrics().leases_lost.add(u64::from(reason.kind() == ErrorKind::LeaseLost));
             self.departures.note();
         }
         reason

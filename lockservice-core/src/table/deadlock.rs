@@ -101,6 +101,7 @@ impl EngineState {
         }
         if let Some(cycle) = self.cycle(id, Edges::Hard) {
             let victim = self.victim(id, &cycle);
+            self.counts.deadlocks.note(cycle.members.len());
             let error = self.deadlock_error(&cycle.members, victim);
             self.fail(victim, error);
             // The victim often was the one that it waited for: no other search, then.
@@ -139,6 +140,8 @@ impl EngineState {
             .map(|(_, id)| *id)
             .min_by_key(|id| (*id != start, self.cost(*id)))
             .unwrap_or(start);
+        // A cycle counts once, also if further calls fail for it below.
+        self.counts.deadlocks.note(cycle.len());
         let error = self.deadlock_error(&cycle, victim);
         self.fail(victim, error);
         if victim == start {

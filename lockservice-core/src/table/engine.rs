@@ -12,7 +12,7 @@ use super::steps::Hold;
 use super::types::{CallObstacle, EngineSettings, Grant, LockRequest};
 use super::uncontended::{TableHandle, TablePlaces, TxnHandle};
 use crate::bind::{Bind, TokenBlock};
-use crate::clock::Time;
+use crate::clock::{Clock, Time};
 use crate::error::{Error, Result};
 use crate::id::{BindVersion, TableId, TxnId};
 use crate::sync::{Arc, Mutex, unlock_fair};
@@ -82,22 +82,30 @@ struct Shell {
     /// The rows of all tables. The state shares them.
     places: Arc<TablePlaces>,
     state: Mutex<EngineState>,
+    /// Says when a waiting call was granted; `None` if that is not counted.
+    clock: Option<Arc<dyn Clock>>,
 }
 
 impl LockEngine {
     /// An engine without tables.
     pub fn new(settings: EngineSettings) -> Self {
-        Self::sliced(settings, STEPS)
+        Self::sliced(settings, STEPS, None)
+    }
+
+    /// Like [`new`](Self::new); each grant to a call that waits says when it was made, by `clock`.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn with_clock(settings: EngineSettings, clock: Arc<dyn Clock>) -> Self {
+        Self::sliced(settings, STEPS, Some(clock))
     }
 
     /// Like [`new`](Self::new), but each hold of the mutex ends after `steps` steps. Tests use it
     /// to act between two holds.
     #[cfg(any(test, feature = "testing"))]
     pub fn with_steps_per_hold(settings: EngineSettings, steps: usize) -> Self {
-        Self::sliced(settings, steps)
+        Self::sliced(settings, steps, None)
     }
 
-    fn sliced(settings: EngineSettings, steps: usize) -> Self {
+    fn sliced(settings: EngineSettings, steps: usize, clock: Option<Arc<dyn Clock>>) -> Self {
         let places = Arc::new(TablePlaces::new());
         let state = EngineState::new(settings, Slice::new(steps), Arc::clone(&places));
         Self(Arc::new(Shell {
@@ -105,6 +113,7 @@ impl LockEngine {
             txn_lock_bytes_max: settings.txn_lock_bytes_max,
             places,
             state: Mutex::new(state),
+            clock,
         }))
     }
 
@@ -156,6 +165,7 @@ impl LockEngine {
             } else {
                 drains |= !std::mem::replace(&mut state.draining, true);
             }
+            state.note_made_at(self.0.clock.as_deref());
             let wake = std::mem::take(&mut state.wake);
             drop(hold);
             if is_over {

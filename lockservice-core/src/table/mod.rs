@@ -29,6 +29,7 @@
 //! | `hash.rs` | maps keyed by ids, with a hash that clients cannot predict |
 //! | `txn.rs` | the holds of a transaction |
 //! | `memory.rs` | estimates of memory |
+//! | `counts.rs` | what the engine counts, for metrics |
 //! | `idle.rs` | tables that are not used |
 //! | `inspect/`, `list.rs` | lists of locks and waits, in slices of bounded work |
 //! | `types.rs` | requests, grants, settings, lines of lists |
@@ -223,6 +224,7 @@
 //! See [`LockCall`].
 
 mod call;
+mod counts;
 mod deadlock;
 mod engine;
 mod entry;
@@ -247,6 +249,7 @@ mod txn;
 mod types;
 mod uncontended;
 
+pub(crate) use self::counts::{EngineCounts, EngineGauges};
 pub use self::engine::LockEngine;
 #[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
 pub(crate) use self::idle::Usage;

@@ -88,6 +88,7 @@ impl EngineState {
             && let Some((table_id, items)) = txn.take_some(self.slice.steps())
         {
             *released += items.len();
+            self.held -= items.len();
             self.release_some(id, table_id, &items, commit);
         }
         if self.txns.get(&id).is_some_and(|txn| txn.count > 0) {
@@ -176,6 +177,7 @@ impl EngineState {
         let Some(table) = self.tables.get_mut(&table_id) else { return };
         let Some(holder) = table.take_hold(&item, id, &mut self.bytes) else { return };
         self.bytes -= hold_bytes(&item);
+        self.held -= 1;
         let txn = self.txns.get_mut(&id).expect("a holder's transaction is known");
         if let Some(moved) = txn.remove(table_id, holder.slot) {
             table.set_slot(moved, id, holder.slot);

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::task::Waker;
 
 use super::call::{CallId, Calls, Stage, bind_changed};
+use super::counts::{EngineCounts, add};
 use super::entry::{Position, Positions};
 use super::hash::IdMap;
 use super::lock_table::LockTable;
@@ -46,6 +47,12 @@ pub(super) struct EngineState {
     sealed: Option<fn() -> Error>,
     /// The number of calls that wait for a lock or a token.
     pub(super) waiting_calls: usize,
+    /// The number of holds that are known here.
+    pub(super) held: usize,
+    /// What has happened since it was last taken.
+    pub(super) counts: EngineCounts,
+    /// The calls that were granted while a task waited for them, in this hold of the mutex.
+    pub(super) handed_over: Vec<CallId>,
     /// Estimated memory of all locks and waits, and the credit of all shards, in bytes. See
     /// `memory.rs`.
     pub(super) bytes: usize,
@@ -101,6 +108,9 @@ impl EngineState {
             removed_to: BindVersion::default(),
             sealed: None,
             waiting_calls: 0,
+            held: 0,
+            counts: EngineCounts::default(),
+            handed_over: Vec::new(),
             bytes: 0,
             commits: CommitNumber::default(),
             positions: Positions::default(),
@@ -170,7 +180,9 @@ impl EngineState {
     fn drop_table(&mut self, table: TableId) {
         let Some(dropped) = self.tables.remove(&table) else { return };
         self.table_ids.remove(&table);
-        self.bytes -= dropped.table_rows().close();
+        let (bytes, granted) = dropped.table_rows().close();
+        self.bytes -= bytes;
+        add(&mut self.counts.granted, granted);
         self.in_places[dropped.place.0 as usize] = None;
         self.free_places.push(dropped.place);
         for id in dropped.calls.keys() {
@@ -188,6 +200,7 @@ impl EngineState {
         for id in holders {
             let Some(txn) = self.txns.get_mut(&id) else { continue };
             if let Some(items) = txn.take_table(table) {
+                self.held -= items.len();
                 self.bytes -= items.iter().map(hold_bytes).sum::<usize>();
             }
             self.forget_if_idle(id);

@@ -137,6 +137,8 @@ pub(crate) struct OwnerPart {
     /// The number of tokens that are left to the table after this grant. The owner renews them
     /// ahead (F2).
     pub(crate) tokens_left: u64,
+    /// When it was made, by the owner's clock, if a task waited for it.
+    pub(crate) made_at: Option<Time>,
 }
 
 /// One change that a call made to the lock set of its transaction.

@@ -6,8 +6,10 @@ use std::sync::Mutex;
 use clap::ValueEnum;
 use lockservice_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::reload::Handle;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt};
 
 use super::args::ServeArgs;
 use super::config::Config;
@@ -29,7 +31,7 @@ pub(crate) enum LogFormat {
 
 /// The log of this process, whose filter can be replaced.
 pub(super) struct Log {
-    replace: Box<dyn Fn(EnvFilter) -> bool + Send + Sync>,
+    filter: Handle<EnvFilter, Registry>,
     /// The setting that counts.
     current: Mutex<String>,
     /// Where the setting is read again.
@@ -76,30 +78,19 @@ impl Log {
             true => LogFormat::Json,
             false => LogFormat::Text,
         });
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(|| LogLine)
-            .with_filter_reloading();
-        // Starting it fails only if the process has a subscriber already. Then that one stays.
-        let replace: Box<dyn Fn(EnvFilter) -> bool + Send + Sync> = match format {
-            LogFormat::Json => {
-                let log = log.json().flatten_event(true);
-                let handle = log.reload_handle();
-                let _ = log.try_init();
-                Box::new(move |filter| replaces(&handle, filter))
-            }
-            LogFormat::Text => {
-                let log = log.with_ansi(io::stderr().is_terminal());
-                let handle = log.reload_handle();
-                let _ = log.try_init();
-                Box::new(move |filter| replaces(&handle, filter))
-            }
+        let (filter, handle) = reload::Layer::new(filter);
+        let log = tracing_subscriber::registry().with(filter);
+        let lines = fmt::layer().with_writer(|| LogLine);
+        // This fails only if the process has a subscriber already. Then that one stays.
+        let _ = match format {
+            LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
+            LogFormat::Text => log.with(lines.with_ansi(io::stderr().is_terminal())).try_init(),
         };
         std::panic::set_hook(Box::new(|panic| {
             let backtrace = std::backtrace::Backtrace::capture();
             tracing::error!("{panic}; please report it (backtrace: {backtrace})");
         }));
-        Self { replace, current: Mutex::new(config.log.clone()), args: args.clone() }
+        Self { filter: handle, current: Mutex::new(config.log.clone()), args: args.clone() }
     }
 
     /// True if there is a file in which the setting may have changed.
@@ -122,17 +113,12 @@ impl Log {
             return;
         }
         if let Ok(filter) = filter(&config.log)
-            && (self.replace)(filter)
+            && self.filter.reload(filter).is_ok()
         {
             tracing::info!(log = config.log, "the log has another filter");
             *current = config.log;
         }
     }
-}
-
-/// False if the log is gone.
-fn replaces<S>(handle: &Handle<EnvFilter, S>, filter: EnvFilter) -> bool {
-    handle.reload(filter).is_ok()
 }
 
 #[cfg(test)]

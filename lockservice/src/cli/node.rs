@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{ElectedAllocator, LockTableAllocator, Role};
 use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::metrics::MeteredStore;
 use lockservice_core::service::ServiceParts;
 use lockservice_core::store::{BindStore, NodeAddress};
 use lockservice_core::{Error, ErrorKind, NodeName};
 use parking_lot::Mutex;
+use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::config::{Config, misconfigured};
-use super::exit::{self, Failure, say_waiting};
+use super::exit::{self, Failure, say_event, say_waiting};
+use crate::metrics::{MetricsServer, NodeMetrics};
 use crate::peers::{GrpcPeers, Patience};
 use crate::server::{
     Access, PeerServer, Server, ServerListener, ServerSettings, ServerTls, ServiceHost, may_pass,
@@ -39,6 +42,8 @@ pub(crate) struct Node {
     peers: Option<PeerServer>,
     /// The address on which it listens to clients.
     pub(crate) address: SocketAddr,
+    /// Metrics and health over HTTP, and its address, if that is wanted.
+    pub(crate) metrics: Option<(MetricsServer, SocketAddr)>,
     /// The address on which it listens to other nodes.
     pub(crate) peer_address: Option<SocketAddr>,
     allocator: Arc<ElectedAllocator>,
@@ -84,6 +89,15 @@ impl Node {
             Some(addresses) => Some(listen(&addresses, "--peer-listen").await?),
             None => None,
         };
+        let measured = Arc::new(NodeMetrics::default());
+        let metrics = match config.metrics_addresses(address)? {
+            Some(addresses) => {
+                let (listener, address) = listen(&addresses, "--metrics").await?;
+                waiting.say_metrics(address);
+                Some((MetricsServer::start(listener, Arc::clone(&measured)), address))
+            }
+            None => None,
+        };
         let advertised = NodeAddress {
             nodes: match &peer_listener {
                 Some((_, address)) => config.peer_advertised(*address)?,
@@ -95,11 +109,12 @@ impl Node {
         let store = open_store(&store_url, waiting).await?;
         let described = store.describe();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store = MeteredStore::new(store, Arc::clone(&measured.store), Arc::clone(&clock));
         let patience = Patience::for_lease(config.allocator.constants.lease_ttl());
         let peers = GrpcPeers::with_credentials(patience, &config.peer_credentials())
             .map_err(misconfigured)?;
         let allocator = ElectedAllocator::start(
-            store,
+            Arc::new(store),
             Arc::clone(&clock),
             config.allocator.clone(),
             name.clone(),
@@ -107,6 +122,7 @@ impl Node {
             Arc::new(peers),
         )?;
         joined.set(&allocator);
+        measured.watch_allocator(Arc::clone(&allocator));
         let settings = ServerSettings { volatile: store_url.is_volatile(), ..config.server };
         // This comes before the service. If this node is elected, the other nodes and its own
         // service need its allocator.
@@ -118,19 +134,23 @@ impl Node {
         let mut server =
             Server::start(secured(listener), allocator.for_clients(), settings).await?;
         server.follow(allocator.roles());
+        measured.watch_server(&server);
         await_role(&allocator, waiting).await?;
         let parts = ServiceParts {
             address: advertised.clients,
             settings: config.service,
+            metrics: Arc::clone(&measured.service),
             ..ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, name)
         };
         let service = start_patiently(&parts, may_pass, |e| waiting.say_error(e)).await?;
         let host = ServiceHost::keep(parts, service);
         server.host(host.clone()).await;
+        measured.watch_service(host.clone());
         Ok(Self {
             server,
             peers,
             address,
+            metrics,
             peer_address,
             allocator,
             host,
@@ -143,7 +163,8 @@ impl Node {
     /// Serves until `stop` resolves, then ends the service, and then resigns the leadership. If the
     /// node can serve no more, it stops the node and fails.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<Ending, Failure> {
-        let Self { mut server, mut peers, allocator, host, settings, .. } = self;
+        // Health is served to the end.
+        let Self { mut server, mut peers, metrics: _metrics, allocator, host, settings, .. } = self;
         let over = OnceLock::new();
         let stop = async {
             let why = tokio::select! {
@@ -245,6 +266,12 @@ impl Waiting {
     /// The last sentence.
     pub(crate) fn last(&self) -> Option<String> {
         self.last.lock().as_ref().map(|(reason, _)| reason.clone())
+    }
+
+    fn say_metrics(&self, address: SocketAddr) {
+        let sentence = format!("http://{address}/metrics");
+        let object = json!({ "event": "metrics", "address": address.to_string() });
+        say_event("metrics and health: ", &sentence, self.json.then_some(object));
     }
 
     fn say_error(&self, error: &Error) {

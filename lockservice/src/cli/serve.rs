@@ -179,12 +179,14 @@ async fn keep_fresh(
 fn ready_line(node: &Node, name: &NodeName, json: bool) -> String {
     let address = node.address;
     let peer_address = node.peer_address.map(|address| address.to_string());
+    let metrics_address = node.metrics.as_ref().map(|(_, address)| address.to_string());
     let incarnation = node.host.current().id();
     if json {
         json!({
             "event": "ready",
             "address": address.to_string(),
             "peer_address": peer_address,
+            "metrics_address": metrics_address,
             "store": node.store,
             "node": name.as_str(),
             "incarnation": incarnation.get(),

@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 
 use http_body::{Frame, SizeHint};
 use lockservice_core::Result;
+use lockservice_core::clock::{Clock as _, SystemClock, Time};
 use lockservice_core::service::{CallMemory, OpenCall};
 use prost::bytes::Bytes;
 use tonic::Status;
@@ -22,6 +23,7 @@ use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 
 use crate::convert::to_status;
+use crate::metrics::RpcMetrics;
 use crate::server::caller::Caller;
 
 /// The largest message that is not counted: the number of calls bounds such messages. A release is
@@ -43,20 +45,23 @@ const RELEASES: [&str; 7] = [
 ];
 
 /// Makes [`Bounded`] services.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct BoundedCalls {
     message_bytes_max: usize,
+    metrics: Arc<RpcMetrics>,
 }
 
 impl BoundedCalls {
-    /// The service refuses messages above `message_bytes_max` before it makes room for them.
-    pub(super) fn within(message_bytes_max: usize) -> Self {
-        Self { message_bytes_max }
+    /// The service refuses messages above `message_bytes_max` before it makes room for them. Its
+    /// calls are counted in `metrics`, also those that are refused.
+    pub(super) fn within(message_bytes_max: usize, metrics: Arc<RpcMetrics>) -> Self {
+        Self { message_bytes_max, metrics }
     }
 
     /// `service`, with its calls bounded.
-    pub(super) fn of<S>(self, service: S) -> Bounded<S> {
-        Bounded { service, message_bytes_max: self.message_bytes_max }
+    pub(super) fn of<S>(&self, service: S) -> Bounded<S> {
+        let metrics = Arc::clone(&self.metrics);
+        Bounded { service, message_bytes_max: self.message_bytes_max, metrics }
     }
 }
 
@@ -66,6 +71,7 @@ impl BoundedCalls {
 pub(super) struct Bounded<S> {
     service: S,
     message_bytes_max: usize,
+    metrics: Arc<RpcMetrics>,
 }
 
 impl<S: NamedService> NamedService for Bounded<S> {
@@ -86,20 +92,44 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let counted = Counted::begin(&self.metrics, request.uri());
         let Some(quota) = request.extensions().get::<Caller>().map(Caller::shared_quota) else {
-            return Box::pin(self.service.call(request));
+            let response = self.service.call(request);
+            return Box::pin(async move { Ok(counted.end(response.await?)) });
         };
         let call = match quota.open_call(RELEASES.contains(&request.uri().path())) {
             Ok(call) => Arc::new(call),
-            Err(e) => return Box::pin(std::future::ready(Ok(to_status(&e).into_http()))),
+            Err(e) => {
+                let refused = counted.end(to_status(&e).into_http());
+                return Box::pin(std::future::ready(Ok(refused)));
+            }
         };
         let most = self.message_bytes_max;
         let response =
             self.service.call(request.map(|body| Body::new(Arriving::new(body, &call, most))));
         // The call is open until its last response is sent.
         Box::pin(async move {
-            Ok(response.await?.map(|body| Body::new(ResponseBody { body, _call: call })))
+            let response = counted.end(response.await?);
+            Ok(response.map(|body| Body::new(ResponseBody { body, _call: call })))
         })
+    }
+}
+
+/// A call that is counted when its response begins. One that is dropped before is not counted.
+struct Counted {
+    metrics: Arc<RpcMetrics>,
+    uri: http::Uri,
+    began: Time,
+}
+
+impl Counted {
+    fn begin(metrics: &Arc<RpcMetrics>, uri: &http::Uri) -> Self {
+        Self { metrics: Arc::clone(metrics), uri: uri.clone(), began: SystemClock.now() }
+    }
+
+    fn end<B>(self, response: http::Response<B>) -> http::Response<B> {
+        self.metrics.note(self.uri.path(), SystemClock.now().since(self.began), response.headers());
+        response
     }
 }
 

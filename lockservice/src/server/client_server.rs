@@ -19,6 +19,7 @@ use super::guard::Guard;
 use super::serving::{Serving, transport};
 use super::session_stream::SessionStreams;
 use super::{ServerListener, ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
+use crate::metrics::RpcMetrics;
 use crate::proto;
 use crate::proto::allocator_server::AllocatorServer;
 
@@ -34,6 +35,7 @@ pub struct Server {
     locks_health: JoinSet<()>,
     allocator_health: JoinSet<()>,
     serving: Serving,
+    rpc: Arc<RpcMetrics>,
 }
 
 impl Server {
@@ -72,7 +74,8 @@ impl Server {
         let reflection = reflection_builder().build_v1().map_err(broken)?;
         // Most clients are older than `v1`.
         let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
-        let bounded = BoundedCalls::within(settings.message_bytes_max);
+        let rpc = Arc::<RpcMetrics>::default();
+        let bounded = BoundedCalls::within(settings.message_bytes_max, Arc::clone(&rpc));
         let router = transport()
             .add_service(bounded.of(guard.guarded(health_service)))
             .add_service(bounded.of(guard.guarded(reflection)))
@@ -82,7 +85,7 @@ impl Server {
             .add_service(bounded.of(guard.guarded(Deadline(admin))));
         let serving = Serving::start(router, listener, settings);
         let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
-        Ok(Self { slot, settings, health, locks_health, allocator_health, serving })
+        Ok(Self { slot, settings, health, locks_health, allocator_health, serving, rpc })
     }
 
     /// Adds the node's service: from now on its locks are served. Only the first call counts; the
@@ -95,6 +98,11 @@ impl Server {
             health::set_locks(&self.health, true).await;
             self.locks_health.spawn(health::follow_host(self.health.clone(), host));
         }
+    }
+
+    /// What is counted of the calls of its clients.
+    pub fn metrics(&self) -> &Arc<RpcMetrics> {
+        &self.rpc
     }
 
     /// From now on the health of `Allocator` follows `roles`: it serves while the node leads, or

@@ -102,6 +102,7 @@ impl Campaign {
             elected: Some(elected),
             observed: shared.observed.lock().clone(),
             origins: Arc::clone(&shared.origins),
+            metrics: Arc::clone(&shared.metrics),
         });
         let why = why.await;
         if exclusive {

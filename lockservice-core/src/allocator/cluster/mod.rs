@@ -46,6 +46,7 @@ use crate::allocator::{AllocatorSettings, LockTableAllocator};
 use crate::env::{Env, JoinHandle};
 use crate::error::{Error, Result};
 use crate::id::NodeName;
+use crate::metrics::LeadershipMetrics;
 use crate::store::{BindStore, Cluster, ClusterId, NodeAddress};
 use crate::sync::Mutex;
 
@@ -104,6 +105,8 @@ struct ElectedShared {
     observed: Mutex<Observed>,
     /// The origins of this process (C4).
     origins: Arc<Origins>,
+    /// What the node counts of its leaderships.
+    metrics: Arc<LeadershipMetrics>,
 }
 
 /// The part of a node in the cluster's allocator. Exhaustive: a server must handle each.
@@ -165,6 +168,7 @@ impl ElectedAllocator {
             stopped: tokio::sync::Mutex::new(None),
             observed: Mutex::new(Observed::default()),
             origins: Arc::default(),
+            metrics: Arc::default(),
         });
         let campaign = env.spawn(campaign(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, campaign: Mutex::new(Some(campaign)) }))
@@ -193,6 +197,11 @@ impl ElectedAllocator {
     /// The part of this node now.
     pub fn role(&self) -> Role {
         self.shared.role.borrow().clone()
+    }
+
+    /// What this node counts of its leaderships.
+    pub fn metrics(&self) -> &Arc<LeadershipMetrics> {
+        &self.shared.metrics
     }
 
     /// The role as it changes.

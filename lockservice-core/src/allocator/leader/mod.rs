@@ -162,6 +162,7 @@ impl LocalAllocator {
             elected: None,
             observed: Observed::default(),
             origins: Arc::default(),
+            metrics: Arc::default(),
         };
         Self::begin(store, env.into(), settings, beginning)
     }
@@ -189,6 +190,7 @@ impl LocalAllocator {
             tables: crate::sync::atomic::AtomicUsize::new(0),
             constants_later: Mutex::new(None),
             origins: Arc::clone(&beginning.origins),
+            metrics: Arc::clone(&beginning.metrics),
         });
         let writer = env.spawn(lead(Arc::clone(&shared), store, beginning, commands));
         let sweep = env.spawn(sweep(Arc::clone(&shared)));

@@ -34,6 +34,7 @@ pub(in crate::allocator) async fn lead(
             return;
         }
     };
+    shared.metrics.acquired();
     let span = tracing::info_span!("leadership", epoch = %acquired.epoch);
     let leadership = if acquired.exclusive {
         LeadershipCell::exclusive()
@@ -205,6 +206,7 @@ impl Led {
                     end(&shared.ended, &another_store());
                 }
                 Ok(_) => {
+                    shared.metrics.renewed(leadership.remaining(shared.env.now()));
                     leadership.renewed(sent);
                     pause = ttl / 3;
                 }
@@ -213,6 +215,7 @@ impl Led {
                     end(&shared.ended, &e);
                 }
                 Err(e) => {
+                    shared.metrics.renewal_failed();
                     let remaining = leadership.remaining(shared.env.now());
                     tracing::warn!(
                         error = ?e,

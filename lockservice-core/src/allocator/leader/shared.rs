@@ -16,6 +16,7 @@ use crate::clock::Time;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{NodeName, ServiceId};
+use crate::metrics::LeadershipMetrics;
 use crate::store::{Acquired, Candidate, Op};
 use crate::sync::Mutex;
 
@@ -36,6 +37,8 @@ pub(in crate::allocator) struct Beginning {
     pub(in crate::allocator) observed: Observed,
     /// The origins of this process, also those that were attached to a leader before this one.
     pub(in crate::allocator) origins: Arc<Origins>,
+    /// What the node counts of its leaderships.
+    pub(in crate::allocator) metrics: Arc<LeadershipMetrics>,
 }
 
 pub(in crate::allocator) struct LocalShared {
@@ -63,6 +66,8 @@ pub(in crate::allocator) struct LocalShared {
     pub(in crate::allocator) constants_later: Mutex<Option<Time>>,
     /// The origins of this process (C4).
     pub(in crate::allocator) origins: Arc<Origins>,
+    /// What the node counts of its leaderships.
+    pub(in crate::allocator) metrics: Arc<LeadershipMetrics>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -67,7 +67,13 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
             Ok(ack) => {
                 inner.observe(ack.at);
                 // One that comes after the lease's end renews nothing, which the next turn sees.
-                inner.with_lease(|lease, now| lease.renewed(sent, ack.lease_ttl, now));
+                inner.with_lease(|lease, now| {
+                    let left = lease.seal_at().remaining(now);
+                    if lease.renewed(sent, ack.lease_ttl, now) {
+                        inner.metrics().lease_renewals.add(1);
+                        inner.metrics().lease_left.note_time(left);
+                    }
+                });
                 attempts.retain(|attempt| attempt.sent > sent);
             }
             Err(e) if e.kind() == ErrorKind::LeaseLost => {
@@ -76,6 +82,7 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
                 return;
             }
             Err(e) => {
+                inner.metrics().lease_renewals_failed.add(1);
                 tracing::warn!(error = ?e, left = ?lease.seal_at().remaining(now), "cannot renew \
                     the lease; trying again");
                 // While a later try is under way, that one decides when it is time for another.

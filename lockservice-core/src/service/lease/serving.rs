@@ -55,6 +55,12 @@ impl Serving {
         nanos(now) < self.seal_at.load(Ordering::Acquire)
     }
 
+    /// The time that is left at `now` until the service may not respond any more.
+    pub(crate) fn left(&self, now: Time) -> Duration {
+        let seal_at = self.seal_at.load(Ordering::Acquire);
+        Duration::from_nanos(seal_at.saturating_sub(nanos(now)))
+    }
+
     /// The raw remaining lease; `None` if the service may not respond any more.
     ///
     /// The clock is read last. So this is no more than the length of the lease, however long the

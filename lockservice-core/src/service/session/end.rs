@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::SessionEnd;
 use crate::service::Phase;
 use crate::service::session::Session;
 use crate::service::session::quota::Charge;
@@ -19,7 +20,8 @@ impl Session {
     /// # Cancel safety
     /// Cancel safe: it waits for nothing.
     pub async fn close(&self) {
-        self.finish(Error::new(ErrorKind::SessionLost, "the session was closed"));
+        let why = Error::new(ErrorKind::SessionLost, "the session was closed");
+        self.finish(why, SessionEnd::Closed);
     }
 
     /// The client goes while work that the locks protect may still be running: `still_running`
@@ -81,7 +83,7 @@ impl Session {
 
     /// Marks the session lost, then releases its locks. Only the first call does anything, and
     /// returns true.
-    fn finish(&self, why: Error) -> bool {
+    fn finish(&self, why: Error, end: SessionEnd) -> bool {
         let queues = {
             let mut state = self.record.state.lock();
             if !std::mem::replace(&mut state.open, false) {
@@ -95,6 +97,7 @@ impl Session {
             queues.sort_unstable_by_key(|(number, _)| *number);
             queues
         };
+        self.inner.metrics().session_ended(end);
         self.record.lost.send_replace(Some(why.clone()));
         // Cancels running calls (their cancellers are dropped) and fails queued ones.
         let mut txns = Vec::new();
@@ -121,7 +124,7 @@ impl Session {
                     "the session was not renewed in time and its locks are given away: stop the \
                         protected work and open a new session",
                 );
-                if self.finish(why) {
+                if self.finish(why, SessionEnd::Lapsed) {
                     tracing::info!(
                         client = %self.record.renewals.client,
                         ttl = ?self.record.renewals.ttl,
@@ -141,7 +144,8 @@ impl Session {
                     // It locks the phase for reading, and so does `finish`: another thread that
                     // came in between to write would wait for the first, and the second for it.
                     drop(sealed);
-                    self.finish(why);
+                    let end = SessionEnd::with(why.kind());
+                    self.finish(why, end);
                     return;
                 }
             }

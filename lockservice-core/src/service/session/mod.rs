@@ -129,9 +129,10 @@ impl Session {
         // A stopping service renews for those who are putting their work away; only its lease can
         // end that.
         let lease = self.inner.lease_remaining()?;
-        if !self.record.renewals.renew(&**self.inner.parts.env.clock()) {
+        let Some(left) = self.record.renewals.renew(&**self.inner.parts.env.clock()) else {
             return Err(self.why_lost());
-        }
+        };
+        self.inner.metrics().session_left.note_part(left, self.record.renewals.ttl);
         Ok(Promise { valid_for: lease.min(self.record.renewals.ttl) })
     }
 

@@ -81,6 +81,7 @@ impl LockService {
             span: tracing::debug_span!("session", client),
         });
         inner.sessions.insert(id, Arc::clone(&record))?;
+        inner.metrics().sessions_opened.add(1);
         let session = Session { record, inner: Arc::clone(inner) };
         let watch = session.clone().watch_over();
         inner.spawn(watch.instrument(session.record.span.clone()));

@@ -106,7 +106,6 @@ impl Quota {
     }
 
     /// The bytes that are kept.
-    #[cfg(any(test, feature = "testing"))]
     pub(in crate::service) fn kept_bytes(&self) -> usize {
         self.kept_bytes.load(Relaxed)
     }

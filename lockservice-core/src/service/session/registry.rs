@@ -42,8 +42,13 @@ impl Count {
         self.alive.0.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// The number of those that are alive.
+    pub(crate) fn alive(&self) -> usize {
+        self.alive.0.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn is_zero(&self) -> bool {
-        self.alive.0.load(Ordering::SeqCst) == 0
+        self.alive() == 0
     }
 }
 
@@ -76,6 +81,10 @@ impl<K: Hash + Eq + Copy, V: Clone> Registry<K, V> {
         let removed = self.entries.remove_if(key, |_| true)?;
         self.count.leave();
         Some(removed)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count.alive()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -44,9 +44,13 @@ impl Renewals {
         self.still_running.get().map_or("", String::as_str)
     }
 
-    /// Renews the promise; false if it is over.
-    pub(super) fn renew(&self, clock: &dyn Clock) -> bool {
-        self.decide(clock, |kept, now| kept.renewed = now).is_some()
+    /// Renews the promise. Returns what was left of it, raw; `None` if it is over.
+    pub(super) fn renew(&self, clock: &dyn Clock) -> Option<Duration> {
+        self.decide(clock, |kept, now| {
+            let left = (kept.renewed + self.ttl).remaining(now);
+            kept.renewed = now;
+            left
+        })
     }
 
     /// The rest of the promise, raw and not zero; `None` if it is over.

@@ -102,7 +102,11 @@ impl Session {
                 Some(tokio::select! {
                     biased;
                     result = decided => result,
-                    _ = cancelled => Err(rolled_back()),
+                    _ = cancelled => {
+                        let e = rolled_back();
+                        self.inner.count_vain_wait(now, &e);
+                        Err(e)
+                    }
                 })
             }
         };

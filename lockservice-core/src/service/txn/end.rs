@@ -47,6 +47,7 @@ impl ServiceInner {
     /// The transaction has released so many items, or had ended before.
     fn left(&self, txn: &TxnRecord, released: Option<usize>) -> usize {
         let Some(released) = released else { return 0 };
+        self.count_end(txn);
         if txn.has_name() {
             self.named_txns.remove_if(&txn.id, |_| true);
         }

@@ -85,6 +85,14 @@ impl ServiceInner {
         spec: LockSpec,
         began: Time,
     ) -> BegunLock {
+        match self.make_call(txn, spec, began) {
+            BegunLock::Decided(decided) => BegunLock::Decided(self.count_refusal(decided)),
+            waits => waits,
+        }
+    }
+
+    /// As [`begin_lock`](Self::begin_lock). A call that is refused at once is not counted here.
+    fn make_call(self: &Arc<Self>, txn: &Arc<TxnRecord>, spec: LockSpec, began: Time) -> BegunLock {
         if let Err(e) = self.check_serving().and_then(|()| txn.check_active()) {
             return BegunLock::Decided(Err(e));
         }
@@ -106,9 +114,15 @@ impl ServiceInner {
             Err(requested) => {
                 let inner = Arc::clone(self);
                 BegunLock::InLine(Box::pin(async move {
-                    let handed = inner.hand_over(&table, requested, deadline).await?;
+                    let handed = match inner.hand_over(&table, requested, deadline).await {
+                        Ok(handed) => handed,
+                        Err(e) => {
+                            inner.count_vain_wait(times.began, &e);
+                            return Err(e);
+                        }
+                    };
                     match inner.handed_over(handed, times) {
-                        BegunLock::Decided(granted) => granted,
+                        BegunLock::Decided(granted) => inner.count_refusal(granted),
                         BegunLock::Waits(mut wait) => inner.wait_for_lock(&mut wait).await,
                         BegunLock::InLine(call) => call.await,
                     }
@@ -153,7 +167,7 @@ impl ServiceInner {
         }
         // Dropping the call takes its claim away, or hands on a grant that has just been made.
         let outcome = outcome.unwrap_or_else(|| Err(self.waited_too_long(wait)));
-        let result = self.complete(wait, outcome);
+        let result = self.complete(wait, outcome).inspect_err(|e| self.count_vain_wait(began, e));
         if is_logged {
             self.log_slow_end(wait.handed.in_flight.txn(), began, &result);
         }
@@ -181,7 +195,12 @@ impl ServiceInner {
             grant.waited.get_or_insert_default();
         }
         // The engine reads no clock: it only says whether the call waited.
-        grant.waited = grant.waited.map(|_| self.parts.env.now().since(times.began));
+        grant.waited = grant.waited.map(|_| {
+            let now = self.parts.env.now();
+            let waited = now.since(times.began);
+            self.count_granted_wait(waited, grant.owner.made_at, now);
+            waited
+        });
         grant.history_unknown = is_history_unknown(grant.owner.history_since, times.snapshot);
         self.tokens_left(bound.bind(), grant.owner.tokens_left);
         let now = times.began + grant.waited.unwrap_or_default();
@@ -246,6 +265,7 @@ impl ServiceInner {
         let still = txn.check_active().and_then(|()| self.promise(txn.session.as_deref()));
         match still {
             Ok(promise) => {
+                self.count_hold(txn, || now);
                 let history_known = grant.owner.history_since.map(|since| now.since(since));
                 Ok(Granted { txn: txn.id, grant, promise, history_known })
             }

@@ -136,7 +136,9 @@ impl Txn {
         spec.snapshot_age.get_or_insert_with(|| now.since(self.began));
         let Some(_turn) = self.inner.until(self.inner.deadline(&spec, now), self.turn.lock()).await
         else {
-            return Err(self.inner.timed_out(&spec.table, spec.timeout));
+            let e = self.inner.timed_out(&spec.table, spec.timeout);
+            self.inner.count_vain_wait(now, &e);
+            return Err(e);
         };
         self.inner.lock(&self.record, spec, now).await
     }

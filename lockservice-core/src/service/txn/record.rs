@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::service::session::Renewals;
 use crate::service::{ServiceInner, TxnOptions};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::TxnHandle;
 
 /// Longest label.
@@ -22,6 +23,29 @@ pub(crate) struct TxnRecord {
     /// Its holds, and whether it is closed (nothing more is granted, but what it holds stays until
     /// it surely cannot commit) or has ended.
     at_engine: TxnHandle,
+    pub(in crate::service) held_since: HeldSince,
+}
+
+/// When a transaction was first granted a lock, if that is measured.
+///
+/// ORDERING: `Relaxed`, without a partner: a measurement, on which nothing depends.
+#[derive(Debug, Default)]
+pub(in crate::service) struct HeldSince(AtomicU64);
+
+impl HeldSince {
+    /// Notes a grant; only the first one counts.
+    pub(in crate::service) fn note(&self, now: impl FnOnce() -> Time) {
+        if self.0.load(Ordering::Relaxed) == 0 {
+            self.0.store(now().as_nanos().max(1), Ordering::Relaxed);
+        }
+    }
+
+    pub(in crate::service) fn get(&self) -> Option<Time> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Time::from_nanos(nanos)),
+        }
+    }
 }
 
 impl TxnRecord {
@@ -30,7 +54,8 @@ impl TxnRecord {
         label: Box<str>,
         session: Option<Arc<Renewals>>,
     ) -> Self {
-        Self { id, label, session, at_engine: TxnHandle::new(id) }
+        let at_engine = TxnHandle::new(id);
+        Self { id, label, session, at_engine, held_since: HeldSince::default() }
     }
 
     /// The client of its session; empty for an embedder.

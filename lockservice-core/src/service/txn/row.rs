@@ -123,6 +123,7 @@ impl Txn {
             return None;
         };
         row.tokens_left.into_iter().for_each(|left| inner.tokens_left(bound.bind(), left));
+        inner.count_hold(&self.record, || inner.parts.env.now());
         Some(RowLocked {
             token: row.token,
             newly_locked: row.newly_locked,
@@ -155,7 +156,7 @@ impl ServiceInner {
         })?;
         drew.into_iter().for_each(|(bind, left)| self.tokens_left(&bind, left));
         grant.history_unknown = is_history_unknown(row.history_since, snapshot(spec, began));
-        Some(self.still_good(txn, grant, began))
+        Some(self.count_refusal(self.still_good(txn, grant, began)))
     }
 }
 

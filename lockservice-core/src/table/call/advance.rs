@@ -138,6 +138,7 @@ impl EngineState {
         let token = table.take_free_row(key, holder, is_last)?;
         let txn = self.txns.get_or_new(call.txn, &mut self.bytes);
         txn.add(call.table, item.clone(), call.seq);
+        self.held += 1;
         self.bytes += held_bytes(item);
         Some(token)
     }
@@ -170,6 +171,7 @@ impl EngineState {
                 return Err(exhausted(limit).with("txn", call.txn));
             }
             self.bytes += hold_bytes(item);
+            self.held += 1;
             let txn = self.txns.get_or_new(call.txn, &mut self.bytes);
             let slot = txn.add(call.table, item.clone(), call.seq);
             let holder = Holder::pending(call.txn, slot, call.mode, call.seq);
@@ -207,6 +209,8 @@ impl EngineState {
             own.expect("an item that a call added is held until the call is over");
             call.without_token = last;
         }
+        let granted = call.changes.len().max(usize::from(call.escalated.is_some()));
+        self.counts.granted[call.mode.index()] += granted as u64;
         let history = &table.table_rows().history;
         let conflict = call.conflict.take();
         Some(Grant {
@@ -226,6 +230,7 @@ impl EngineState {
                 changes: std::mem::take(&mut call.changes),
                 history_since: history.since(),
                 tokens_left: table.tokens.remaining(),
+                made_at: None,
             },
         })
     }

@@ -117,6 +117,9 @@ impl EngineState {
         if matches!(call.stage, Stage::Moving | Stage::Failing(_)) {
             self.unfinished.remove(&call.position);
         }
+        if outcome.is_ok() && call.waker.is_some() {
+            self.handed_over.push(id);
+        }
         call.stage = Stage::Done(outcome.map(Box::new));
         call.changes = Vec::new();
         call.items = Vec::new();

@@ -59,6 +59,7 @@ impl EngineState {
             return false;
         };
         self.bytes += hold_bytes(&item);
+        self.held += 1;
         let txn = self.txns.get_or_new(call.txn, &mut self.bytes);
         let slot = txn.add(call.table, item.clone(), first_call);
         let mut holder = Holder::pending(call.txn, slot, mode, first_call);

@@ -192,6 +192,10 @@ impl Calls {
         self.slots.get(id.0 as usize)?.as_deref()
     }
 
+    pub(super) fn get_mut(&mut self, id: CallId) -> Option<&mut EngineCall> {
+        self.slots.get_mut(id.0 as usize)?.as_deref_mut()
+    }
+
     /// Takes a call out, to work on it and on the state; [`put`](Self::put) brings it back.
     pub(super) fn take(&mut self, id: CallId) -> Box<EngineCall> {
         self.slots[id.0 as usize].take().expect("a call id is used only while its call is kept")

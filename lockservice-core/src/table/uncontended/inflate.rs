@@ -194,6 +194,7 @@ impl EngineState {
         self.bytes -= row_bytes(&key);
         let item = LockItem::Row(key);
         self.bytes += hold_bytes(&item);
+        self.held += 1;
         let record = self.txns.get_or_new(txn, &mut self.bytes);
         let slot = record.add(id, item.clone(), seq);
         let table = self.tables.get_mut(&id).expect("a hold ends with its table");

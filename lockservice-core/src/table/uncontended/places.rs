@@ -79,8 +79,12 @@ impl TablePlaces {
 
     /// The rows of the table in a place.
     pub(in crate::table) fn get(&self, place: TablePlace) -> &TableRows {
-        let rows = self.rows.get(place.0).and_then(OnceLock::get);
-        rows.expect("a place is named only after it was made")
+        self.find(place).expect("a place is named only after it was made")
+    }
+
+    /// The rows of the table in a place, if it was made.
+    pub(in crate::table) fn find(&self, place: TablePlace) -> Option<&TableRows> {
+        self.rows.get(place.0).and_then(OnceLock::get)
     }
 
     /// Makes a place, if it is not there yet.

@@ -11,6 +11,7 @@ use crate::id::{BindVersion, CommitTimestamp};
 use crate::key::{Key, KeyRange};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, Padded, RwLock};
+use crate::table::counts::{Granted, add};
 use crate::table::interval::IntervalMap;
 use crate::table::types::Commit;
 
@@ -147,10 +148,29 @@ impl TableRows {
         self.shards().for_each(|shard| shard.lock().open(version));
     }
 
-    /// Ends that. All holds end; returns their memory, with the unused credit, in bytes.
-    pub(in crate::table) fn close(&self) -> usize {
+    /// Ends that. All holds end. Returns their memory, with the unused credit, in bytes, and the
+    /// grants that were not taken yet.
+    pub(in crate::table) fn close(&self) -> (usize, Granted) {
         *self.published.write() = IntervalMap::new();
-        self.shards().map(|shard| shard.lock().clear()).sum()
+        let (mut bytes, mut granted) = (0, Granted::default());
+        for shard in self.shards() {
+            let mut shard = shard.lock();
+            add(&mut granted, shard.take_granted());
+            bytes += shard.clear();
+        }
+        (bytes, granted)
+    }
+
+    /// The number of holds, and the grants since this was last called. Locks one shard after the
+    /// other.
+    pub(in crate::table) fn take_counts(&self) -> (usize, Granted) {
+        let (mut held, mut granted) = (0, Granted::default());
+        for shard in self.shards() {
+            let mut shard = shard.lock();
+            held += shard.held();
+            add(&mut granted, shard.take_granted());
+        }
+        (held, granted)
     }
 
     /// Grants nothing while it is not open. The holds stay.
@@ -165,7 +185,7 @@ impl TableRows {
 
     /// The number of grants since the table was opened.
     pub(in crate::table) fn grants(&self) -> u64 {
-        self.shards().fold(0, |sum, shard| sum + shard.lock().grants)
+        self.shards().fold(0, |sum, shard| sum + shard.lock().grants())
     }
 
     /// Collects the credit of all shards that is not used, in bytes.

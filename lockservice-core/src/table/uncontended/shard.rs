@@ -13,6 +13,7 @@ use crate::guarded_map::KeyHasher;
 use crate::id::{BindVersion, FencingToken, TxnId};
 use crate::key::{Key, KeyRange, LockMode};
 use crate::spare::shrunk;
+use crate::table::counts::Granted;
 use crate::table::memory::row_bytes;
 
 /// Most tokens that a shard draws at once.
@@ -31,8 +32,10 @@ pub(super) struct Shard {
     pub(super) version: Option<BindVersion>,
     /// It grants. A sealed shard does not.
     pub(super) is_open: bool,
-    /// The number of grants since it was opened.
-    pub(super) grants: u64,
+    /// The grants that were not [taken](Self::take_granted) yet, by mode.
+    granted: Granted,
+    /// The number of those that were taken since it was opened.
+    grants_taken: u64,
     index: HashTable<u32>,
     rows: Slab,
     /// The number of rows that are held here; the others are marked.
@@ -98,6 +101,17 @@ impl Shard {
         let bytes = held + self.credit;
         *self = Self::default();
         bytes
+    }
+
+    /// The number of grants since it was opened.
+    pub(super) fn grants(&self) -> u64 {
+        self.grants_taken + self.granted.iter().sum::<u64>()
+    }
+
+    /// The grants since this was last called.
+    pub(super) fn take_granted(&mut self) -> Granted {
+        self.grants_taken = self.grants();
+        std::mem::take(&mut self.granted)
     }
 
     /// The number of holds.
@@ -179,7 +193,7 @@ impl Shard {
         let row = Row { key: key.clone(), txn, token, seq, state: RowState::Held(mode) };
         let slot = self.insert(hash, row, hasher);
         self.held += 1;
-        self.grants += 1;
+        self.granted[mode.index()] += 1;
         if let Some(order) = &mut self.order {
             order.insert(slot, &self.rows);
         }

@@ -69,6 +69,10 @@ pub(crate) struct ServeArgs {
     /// [default: the address it listens on for them].
     #[arg(long, value_name = "ADDR")]
     pub(crate) peer_advertise: Option<String>,
+    /// Address for metrics (/metrics, for Prometheus) and health (/healthz, /readyz) over HTTP
+    /// [default: none].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<String>,
     /// The store of the binds: file:PATH, rocks:PATH, postgres://…, redis://… or memory:
     /// [default: file:./lockservice.db]. For one with a password see below.
     #[arg(long, value_name = "URL")]
@@ -137,6 +141,7 @@ impl ServeArgs {
             ("--advertise", self.advertise.is_some()),
             ("--peer-listen", self.peer_listen.is_some()),
             ("--peer-advertise", self.peer_advertise.is_some()),
+            ("--metrics", self.metrics.is_some()),
             ("--store", self.store.is_some()),
             ("--node", self.node.is_some()),
             ("--config", self.config.is_some()),

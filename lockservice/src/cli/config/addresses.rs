@@ -72,6 +72,33 @@ impl Config {
         !self.insecure && !closed
     }
 
+    /// The addresses to listen on for monitoring, tried in this order, if clients are listened to on
+    /// `clients`; `None` if there is no such listener. Fails if the address is that of clients.
+    ///
+    /// It may be reached from other machines without further ado: what it says names no table, key
+    /// or client, and it changes nothing.
+    pub(crate) fn metrics_addresses(
+        &self,
+        clients: SocketAddr,
+    ) -> Result<Option<Vec<SocketAddr>>, Failure> {
+        if self.metrics.is_empty() {
+            return Ok(None);
+        }
+        let addresses = resolve(&self.metrics, "--metrics")?;
+        let is_taken = |address: &SocketAddr| {
+            let same = address.ip() == clients.ip();
+            let any = address.ip().is_unspecified() || clients.ip().is_unspecified();
+            address.port() == clients.port() && (same || any)
+        };
+        if addresses.iter().any(is_taken) {
+            return Err(Failure::usage(format!(
+                "{} is the address for clients too: choose another port with --metrics",
+                self.metrics
+            )));
+        }
+        Ok(Some(addresses))
+    }
+
     /// The address at which clients reach a node that listens on `address`. Fails if several nodes
     /// share the store and no client could follow a table there.
     pub(crate) fn advertised(&self, address: SocketAddr) -> Result<String, Failure> {
@@ -177,6 +204,24 @@ mod tests {
         let everywhere = "0.0.0.0:9000".parse().unwrap();
         assert!(peers(&shared, everywhere).unwrap_err().sentence.contains("--peer-listen"));
         assert!(peers(&args, everywhere).is_ok());
+    }
+
+    #[test]
+    fn metrics_have_an_address_of_their_own_or_none() {
+        let clients: SocketAddr = "127.0.0.1:9000".parse().unwrap();
+        let metrics =
+            |address: &str| load(&["--metrics", address], &[]).unwrap().metrics_addresses(clients);
+        assert_eq!(load(&[], &[]).unwrap().metrics_addresses(clients).unwrap(), None);
+        assert_eq!(
+            metrics("127.0.0.1:9001").unwrap().unwrap(),
+            ["127.0.0.1:9001".parse().unwrap()]
+        );
+        assert!(metrics("0.0.0.0:9001").is_ok());
+        for taken in ["127.0.0.1:9000", "0.0.0.0:9000"] {
+            let refused = metrics(taken).unwrap_err();
+            assert!(refused.status == exit::USAGE && refused.sentence.contains("--metrics"));
+        }
+        assert!(metrics("nonsense").unwrap_err().sentence.contains("--metrics"));
     }
 
     #[test]

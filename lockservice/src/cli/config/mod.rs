@@ -51,6 +51,8 @@ pub(crate) struct Config {
     /// The address at which other nodes reach this one, HOST:PORT. Default (empty): the address it
     /// listens on for them.
     pub(crate) peer_advertise: String,
+    /// Address for metrics and health over HTTP, HOST:PORT. Default (empty): none.
+    pub(crate) metrics: String,
     /// The store of the binds: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or
     /// `memory:`. Default `file:./lockservice.db`.
     pub(crate) store: String,
@@ -89,6 +91,7 @@ impl Default for Config {
             advertise: String::new(),
             peer_listen: String::new(),
             peer_advertise: String::new(),
+            metrics: String::new(),
             store: "file:./lockservice.db".to_owned(),
             node: String::new(),
             insecure: false,
@@ -152,6 +155,7 @@ impl Config {
         set(&mut self.advertise, &args.advertise);
         set(&mut self.peer_listen, &args.peer_listen);
         set(&mut self.peer_advertise, &args.peer_advertise);
+        set(&mut self.metrics, &args.metrics);
         set(&mut self.store, &args.store);
         set(&mut self.node, &args.node);
         set(&mut self.log, &args.log);
