@@ -2,7 +2,7 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | `mod.rs` | [`Counter`], and counters by kind of error |
+//! | `mod.rs` | counters, and counters by kind of error |
 //! | `histogram.rs` | [`Histogram`], and [`Distribution`]: what it shows |
 //! | `service.rs` | [`ServiceMetrics`]: locks, waits, sessions, the lease |
 //! | `leadership.rs` | [`LeadershipMetrics`]: the leadership of the store |

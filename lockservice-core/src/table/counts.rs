@@ -26,6 +26,7 @@ pub(crate) struct EngineCounts {
 
 /// The present state of an engine.
 #[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
 pub(crate) struct EngineGauges {
     pub(crate) tables: usize,
     pub(crate) held: usize,

@@ -249,7 +249,9 @@ mod txn;
 mod types;
 mod uncontended;
 
-pub(crate) use self::counts::{EngineCounts, EngineGauges};
+pub(crate) use self::counts::EngineCounts;
+#[cfg(not(loom))]
+pub(crate) use self::counts::EngineGauges;
 pub use self::engine::LockEngine;
 #[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
 pub(crate) use self::idle::Usage;

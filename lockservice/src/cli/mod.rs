@@ -16,6 +16,7 @@
 //! | `bench/` | `bench`, and the systems that it compares with |
 //! | `output.rs, sink.rs, exit.rs` | results on stdout, lines on stderr, exit statuses |
 //! | `settings.rs` | the text of `serve --help` about every setting |
+//! | `monitoring.rs` | the listener for metrics and health |
 //! | `limits.rs` | the number of files that the process may have open |
 
 mod args;
@@ -27,6 +28,7 @@ mod limits;
 mod list;
 mod lock;
 mod log;
+mod monitoring;
 mod node;
 mod outer;
 mod output;

@@ -13,11 +13,11 @@ use lockservice_core::service::ServiceParts;
 use lockservice_core::store::{BindStore, NodeAddress};
 use lockservice_core::{Error, ErrorKind, NodeName};
 use parking_lot::Mutex;
-use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::config::{Config, misconfigured};
-use super::exit::{self, Failure, say_event, say_waiting};
+use super::exit::{self, Failure, say_waiting};
+use super::monitoring;
 use crate::metrics::{MetricsServer, NodeMetrics};
 use crate::peers::{GrpcPeers, Patience};
 use crate::server::{
@@ -90,14 +90,7 @@ impl Node {
             None => None,
         };
         let measured = Arc::new(NodeMetrics::default());
-        let metrics = match config.metrics_addresses(address)? {
-            Some(addresses) => {
-                let (listener, address) = listen(&addresses, "--metrics").await?;
-                waiting.say_metrics(address);
-                Some((MetricsServer::start(listener, Arc::clone(&measured)), address))
-            }
-            None => None,
-        };
+        let metrics = monitoring::start(config, address, &measured, waiting.json).await?;
         let advertised = NodeAddress {
             nodes: match &peer_listener {
                 Some((_, address)) => config.peer_advertised(*address)?,
@@ -163,7 +156,6 @@ impl Node {
     /// Serves until `stop` resolves, then ends the service, and then resigns the leadership. If the
     /// node can serve no more, it stops the node and fails.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<Ending, Failure> {
-        // Health is served to the end.
         let Self { mut server, mut peers, metrics: _metrics, allocator, host, settings, .. } = self;
         let over = OnceLock::new();
         let stop = async {
@@ -268,12 +260,6 @@ impl Waiting {
         self.last.lock().as_ref().map(|(reason, _)| reason.clone())
     }
 
-    fn say_metrics(&self, address: SocketAddr) {
-        let sentence = format!("http://{address}/metrics");
-        let object = json!({ "event": "metrics", "address": address.to_string() });
-        say_event("metrics and health: ", &sentence, self.json.then_some(object));
-    }
-
     fn say_error(&self, error: &Error) {
         let mut reason = Failure::from(error.clone()).sentence;
         if let Some(after) = error.retry_after().filter(|_| error.kind() == ErrorKind::NameInUse) {
@@ -356,7 +342,7 @@ async fn broken(peers: &mut Option<PeerServer>) -> Error {
 }
 
 /// Listens on the first of `addresses` that is free. `flag` names the option for errors.
-async fn listen(
+pub(super) async fn listen(
     addresses: &[SocketAddr],
     flag: &str,
 ) -> Result<(TcpListener, SocketAddr), Failure> {
