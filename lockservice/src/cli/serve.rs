@@ -22,6 +22,7 @@ use super::node::{Ending, Joined, Node, Waiting};
 use super::signals::Ignored;
 use super::sink::{self, LogLine};
 use crate::reload::CHECK_INTERVAL;
+use crate::server::audit::TARGET as AUDIT_TARGET;
 use crate::server::{Access, ServerTls};
 
 /// A second signal stops the server at once only if it comes at least so long after the first.
@@ -41,8 +42,8 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     runtime.block_on(serve(config, identities.map_err(misconfigured)?, json))
 }
 
-/// Warnings go to stderr; `RUST_LOG` adds more. The server waits for no line. A panic is a line of
-/// the log too.
+/// Warnings and audit events go to stderr; `RUST_LOG` adds more. The server waits for no line. A
+/// panic is a line of the log too.
 fn log_to_stderr(json: bool) {
     let filter = match std::env::var_os("RUST_LOG").filter(|wish| !wish.is_empty()) {
         None => EnvFilter::new("warn"),
@@ -56,6 +57,9 @@ fn log_to_stderr(json: bool) {
             EnvFilter::new("warn")
         }),
     };
+    // What operators do to others' work is always written.
+    let audit = format!("{AUDIT_TARGET}=info").parse().expect("a target and a level");
+    let filter = filter.add_directive(audit);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine);
     // This fails only if the process has a subscriber already. Then that one stays.
     let _ = if json {
