@@ -7,7 +7,7 @@ use super::*;
 
 const REASON: &str = "it hangs";
 
-/// A session of ten seconds that holds `k`, and a transaction that waits for it.
+/// A session of two seconds that holds `k`, and a transaction that waits for it.
 async fn held(service: &LockService) -> (Session, tokio::task::JoinHandle<Result<Granted>>) {
     let session = service.open_session(Some(2 * SECOND), "holder").expect("a session");
     locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);

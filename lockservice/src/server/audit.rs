@@ -17,12 +17,12 @@ pub(super) struct Audit {
     caller: Principal,
     address: Option<SocketAddr>,
     /// What was done.
-    pub(super) act: &'static str,
+    act: &'static str,
     /// To what.
-    pub(super) subject: String,
-    pub(super) reason: String,
+    subject: String,
+    reason: String,
     /// True if the operator did not want to wait.
-    pub(super) now: bool,
+    now: bool,
 }
 
 impl Audit {
@@ -51,8 +51,8 @@ impl Audit {
         tracing::info!(
             target: TARGET,
             act = self.act,
-            subject = ?self.subject,
-            reason = ?self.reason,
+            subject = self.subject,
+            reason = self.reason,
             now = self.now,
             identity = self.caller.name(),
             address,
