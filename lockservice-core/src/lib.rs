@@ -78,6 +78,7 @@ pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, 
 pub use crate::id::{
     BindVersion, CommitAttempt, CommitTimestamp, EPOCH_END, EPOCH_SHIFT, Epoch, EpochNumber,
     FencingToken, GroupName, NAME_BYTES_MAX, NodeName, Nonce, RenewalNumber, Sequence, ServiceId,
-    SessionId, TableId, TableName, TableRef, TxnCounter, TxnId, TxnNumber, WriteNumber,
+    SessionHandle, SessionId, SessionNumber, TableId, TableName, TableRef, TxnCounter, TxnId,
+    TxnNumber, WriteNumber,
 };
 pub use crate::key::{KEY_BYTES_MAX, Key, KeyRange, LockItem, LockMode};

@@ -103,7 +103,7 @@ pub use lockservice_core::service::{
 pub use lockservice_core::table::{Commit, Grant, Savepoint, WaitPolicy};
 pub use lockservice_core::{
     Advice, CommitAttempt, CommitTimestamp, Error, ErrorKind, FencingToken, Key, KeyRange,
-    LockItem, LockMode, NodeName, Result, TableRef, TxnId,
+    LockItem, LockMode, NodeName, Result, SessionHandle, TableRef, TxnId,
 };
 
 /// Opens the store that `url` names and an allocator on it, with default settings: the start of an

@@ -93,6 +93,9 @@ kinds! {
     TableInUse => "table_in_use", RetryCall;
     /// There is no such table. Correct its name; a lock makes it.
     TableNotFound => "table_not_found", FixRequest;
+    /// There is no session with this handle at this node, or no longer. Take the handle from the
+    /// node's list of sessions.
+    SessionNotFound => "session_not_found", FixRequest;
     /// The transaction is unknown here, or has ended. Start a new one.
     TxnNotFound => "txn_not_found", RetryTransaction;
     /// The commit was refused: the transaction was made unable to commit (C4), its origin is
@@ -101,6 +104,9 @@ kinds! {
     /// The session is unknown, has lapsed, or was replaced by another connection. Its locks are, or
     /// will be, given away: stop the protected work.
     SessionLost => "session_lost", NewSession;
+    /// An operator ended the session; the message says why. Stop the protected work, and confirm it
+    /// by closing the session. Do not start again without being told to.
+    Killed => "killed", NewSession;
     /// The service's own lease has lapsed: it is sealed and grants nothing (B2). Its locks are
     /// invalid: stop the protected work.
     LeaseLost => "lease_lost", NewSession;

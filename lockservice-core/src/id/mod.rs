@@ -20,6 +20,7 @@
 //! | file | what |
 //! |---|---|
 //! | this file | ids and versions of a service, a table and a store |
+//! | `handle` | sessions, as operators name them |
 //! | `epoch` | epochs, and the numbers that begin with one |
 //! | `txn` | transactions, their operations and commits |
 //! | `name` | names of nodes, groups and tables |
@@ -63,12 +64,14 @@ macro_rules! number {
 }
 
 mod epoch;
+mod handle;
 mod name;
 #[cfg(test)]
 mod tests;
 mod txn;
 
 pub use self::epoch::{EPOCH_END, EPOCH_SHIFT, Epoch, EpochNumber};
+pub use self::handle::{SessionHandle, SessionNumber};
 pub use self::name::{GroupName, NAME_BYTES_MAX, NodeName, TableName, TableRef};
 pub use self::txn::{CommitAttempt, CommitTimestamp, Sequence, TxnCounter, TxnId, TxnNumber};
 

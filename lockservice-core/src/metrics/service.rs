@@ -19,11 +19,14 @@ pub enum SessionEnd {
     LeaseLost,
     /// The node stopped, and the client had not closed it by the end of the grace.
     ShuttingDown,
+    /// An operator ended it.
+    Killed,
 }
 
 impl SessionEnd {
     /// Every way there is.
-    pub const ALL: [Self; 4] = [Self::Closed, Self::Lapsed, Self::LeaseLost, Self::ShuttingDown];
+    pub const ALL: [Self; 5] =
+        [Self::Closed, Self::Lapsed, Self::LeaseLost, Self::ShuttingDown, Self::Killed];
 
     /// A stable name.
     pub const fn name(self) -> &'static str {
@@ -32,6 +35,7 @@ impl SessionEnd {
             Self::Lapsed => "lapsed",
             Self::LeaseLost => "lease_lost",
             Self::ShuttingDown => "shutting_down",
+            Self::Killed => "killed",
         }
     }
 

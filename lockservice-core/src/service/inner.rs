@@ -18,7 +18,7 @@ use crate::service::messages::ServiceParts;
 use crate::service::phase::{Departures, Phase};
 use crate::service::session::SessionRecord;
 use crate::service::session::quota::Quota;
-use crate::service::session::registry::{Count, Registry};
+use crate::service::session::registry::{Count, Registry, SessionNumbers};
 use crate::service::tables::Tables;
 use crate::service::txn::live::ReportedTxns;
 use crate::service::txn::slow::SlowWaits;
@@ -39,6 +39,7 @@ pub(crate) struct ServiceInner {
     /// belongs to the handle of its owner.
     pub(crate) named_txns: GuardedMap<TxnId, Arc<TxnRecord>>,
     pub(crate) sessions: Registry<SessionId, Arc<SessionRecord>>,
+    pub(crate) session_numbers: SessionNumbers,
     /// The use of all sessions together.
     pub(crate) quota: Arc<Quota>,
     /// The runtime on which it was started.

@@ -23,6 +23,7 @@
 //! | `session/` | sessions of clients, and operations that take effect once |
 //! | `list.rs` | locks and waits with names, for operators |
 //! | `metrics.rs` | what is counted, and the present state |
+//! | `owners.rs` | sessions and transactions, for operators |
 //!
 //! The way of a lock: `session/operations.rs` (a client) or `txn/mod.rs` (an embedder), then
 //! `ServiceInner::lock` (`txn/lock.rs`), `hand_over` (`tables/mod.rs`), the engine, `still_good`
@@ -57,6 +58,7 @@ mod lease;
 mod list;
 mod messages;
 mod metrics;
+mod owners;
 mod phase;
 mod session;
 mod settings;
@@ -80,7 +82,7 @@ use crate::table::LockEngine;
 
 use crate::service::lease::{Lease, Serving};
 use crate::service::phase::{Departures, Phase, shutting_down};
-use crate::service::session::registry::{Count, Registry};
+use crate::service::session::registry::{Count, Registry, SessionNumbers};
 use crate::service::tables::Tables;
 use crate::service::txn::live::ReportedTxns;
 
@@ -90,9 +92,13 @@ pub use self::messages::{
     ANCESTORS_MAX, Granted, LockSpec, LockStatus, OpResponse, Operation, Promise, ServiceParts,
     Stopped, TxnOp, TxnOptions, WaitStatus,
 };
+pub use self::owners::{SessionList, SessionStatus, TxnList, TxnStatus};
 pub use self::session::pending::Pending;
 pub use self::session::quota::{CallMemory, OpenCall, Quota, QuotaSettings};
-pub use self::session::{Attachment, HeldFrame, STILL_RUNNING_BYTES_MAX, Session};
+pub use self::session::{
+    Attachment, HeldFrame, KillEnd, KillUnderWay, Killed, OpenedBy, REASON_BYTES_MAX,
+    STILL_RUNNING_BYTES_MAX, Session,
+};
 pub use self::settings::ServiceSettings;
 pub use self::txn::Txn;
 pub use self::txn::row::{RowLocked, Table};
@@ -174,6 +180,7 @@ impl LockService {
             named_txns: GuardedMap::new(),
             quota: Quota::new("of the node", parts.settings.quota(), None),
             sessions: Registry::new("sessions", parts.settings.sessions_max),
+            session_numbers: SessionNumbers::default(),
             live: ReportedTxns::new(),
             serving: Serving::new(&lease),
             lease: Mutex::new(lease),
@@ -250,6 +257,17 @@ impl LockService {
     pub fn wait_list(&self, table: Option<&TableRef>) -> WaitList {
         let list = self.table_filter(table).map(|only| self.inner.engine.wait_list(only));
         WaitList::new(Arc::clone(&self.inner), list, table.cloned())
+    }
+
+    /// The sessions here in the order in which they were opened, slice by slice.
+    pub fn session_list(&self) -> SessionList {
+        SessionList::new(Arc::clone(&self.inner))
+    }
+
+    /// The transactions here in no order, slice by slice. Those of an embedder that have no label
+    /// are not listed.
+    pub fn txn_list(&self) -> TxnList {
+        TxnList::new(Arc::clone(&self.inner))
     }
 
     /// `None` if the requested table is not bound here; this call binds nothing.

@@ -334,6 +334,22 @@ impl LockEngine {
         self.with(|state| state.cancel_wait(txn));
     }
 
+    /// The number of rows and ranges that a transaction holds.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn lock_count(&self, txn: &TxnHandle) -> usize {
+        let in_state = self.with(|state| state.txns.get(&txn.id()).map_or(0, |holds| holds.count));
+        txn.uncontended_count(self.places()) + in_state
+    }
+
+    /// When a transaction's call was made that waits for locks of others; `None` if none waits.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn waiting_since(&self, txn: TxnId) -> Option<Time> {
+        self.with(|state| {
+            let call = state.calls.get(state.txns.get(&txn)?.call?)?;
+            call.is_waiting().then_some(call.since)
+        })
+    }
+
     /// The obstacle of a transaction's call; `None` if it has no call that waits.
     #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
     pub(crate) fn obstacle(&self, txn: TxnId) -> Option<CallObstacle> {

@@ -5,6 +5,7 @@
 //!
 //! | file | tests of |
 //! |---|---|
+//! | `kills.rs` | sessions that an operator ends, and the lists that name them |
 //! | `locks.rs` | locks of embedders and clients: order, time, deadlocks |
 //! | `operations.rs` | operations of a session: in order, once, and bounded (T2) |
 //! | `promises.rs` | lapsed promises, and the fate of their locks (P1, C4, C5) |
@@ -14,6 +15,7 @@
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
+mod kills;
 mod locks;
 mod operations;
 mod promises;

@@ -97,6 +97,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
         | ErrorKind::NotPermitted
         | ErrorKind::Unauthenticated
         | ErrorKind::HeldByAncestor
+        | ErrorKind::SessionNotFound
         | ErrorKind::TableNotFound => USAGE,
         ErrorKind::Conflict
         | ErrorKind::Timeout

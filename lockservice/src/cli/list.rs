@@ -1,6 +1,7 @@
-//! `locks`, `waits`, `binds`: the lists for an operator.
+//! `locks`, `waits`, `binds`, `sessions`, `txns`: the lists for an operator.
 
 use std::ops::Bound;
+use std::time::Duration;
 
 use lockservice_core::allocator::BindState;
 use lockservice_core::{Blocker, DeadlockEdge, Error, Key, LockItem, LockMode, TableRef};
@@ -71,10 +72,7 @@ pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
                 "state".into(),
                 if wait.info.granted { "holds" } else { "waits too" }.into(),
             );
-            row.insert(
-                "waiting_ms".into(),
-                u64::try_from(wait.waiting.as_millis()).unwrap_or(u64::MAX).into(),
-            );
+            row.insert("waiting_ms".into(), millis(wait.waiting).into());
             row.insert("node".into(), node.as_str().into());
             Value::Object(row)
         })
@@ -105,9 +103,7 @@ pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> 
             let bind = &status.bind;
             let wait = match status.state {
                 BindState::Bound => Value::Null,
-                BindState::Invalid { reassigned_in } => {
-                    u64::try_from(reassigned_in.as_millis()).unwrap_or(u64::MAX).into()
-                }
+                BindState::Invalid { reassigned_in } => millis(reassigned_in).into(),
             };
             json!({
                 "group": bind.table.group.as_str(),
@@ -128,10 +124,80 @@ pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> 
     )
 }
 
+/// The sessions of the server.
+pub(crate) async fn sessions(args: &ClientArgs, json: bool) -> Result<(), Failure> {
+    let client = args.connect().await?;
+    let admin = client.admin();
+    let sessions = admin.sessions().await?;
+    let (node, _) = admin.node().await?;
+    say_if_cut(json, sessions.is_cut(), sessions.len(), "sessions");
+    let rows: Vec<Value> = sessions
+        .iter()
+        .map(|session| {
+            json!({
+                "session": session.handle.to_string(),
+                "client": session.client,
+                "identity": session.opened_by.identity,
+                "address": session.opened_by.address,
+                "ttl_ms": millis(session.ttl),
+                "left_ms": millis(session.left),
+                "txns": session.txns,
+                "waiting": session.waiting,
+                "state": if session.ending.is_empty() { "open" } else { "killed" },
+                "ending": session.ending,
+                "still_running": session.still_running,
+                "node": node.as_str(),
+            })
+        })
+        .collect();
+    let mut columns = vec![
+        "session", "client", "identity", "address", "ttl_ms", "left_ms", "txns", "waiting", "state",
+    ];
+    if sessions.iter().any(|session| !session.still_running.is_empty()) {
+        columns.push("still_running");
+    }
+    Output::new(json).rows(&columns, &rows)
+}
+
+/// The transactions of the server, in the order in which they were begun.
+pub(crate) async fn txns(args: &ClientArgs, json: bool) -> Result<(), Failure> {
+    let client = args.connect().await?;
+    let admin = client.admin();
+    let txns = admin.txns().await?;
+    let (node, _) = admin.node().await?;
+    say_if_cut(json, txns.is_cut(), txns.len(), "transactions");
+    let mut in_order: Vec<_> = txns.iter().collect();
+    in_order.sort_unstable_by_key(|status| status.txn);
+    let rows: Vec<Value> = in_order
+        .into_iter()
+        .map(|status| {
+            json!({
+                "txn": status.txn.to_string(),
+                "label": status.label,
+                "session": status.session.map(|session| session.to_string()),
+                "client": status.client,
+                "locks": status.locks,
+                "state": if status.waits { "waits" } else { "runs" },
+                "waiting_ms": status.waiting.map(millis),
+                "node": node.as_str(),
+            })
+        })
+        .collect();
+    let columns = ["txn", "label", "session", "client", "locks", "state", "waiting_ms"];
+    Output::new(json).rows(&columns, &rows)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Reports that a list is incomplete, on stderr, so that a reader of the lines is not disturbed.
 fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
     if cut {
-        let narrow = if what == "binds" { "" } else { "name a table to see only its own, or " };
+        let narrow = match what {
+            "locks" | "waits" => "name a table to see only its own, or ",
+            _ => "",
+        };
         exit::say_warning(
             json,
             "list_cut",

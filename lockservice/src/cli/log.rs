@@ -15,6 +15,7 @@ use super::args::ServeArgs;
 use super::config::Config;
 use super::exit::say_warning;
 use super::sink::LogLine;
+use crate::server::audit::TARGET as AUDIT_TARGET;
 
 /// The filter if nothing says another one.
 const DEFAULT: &str = "warn";
@@ -42,13 +43,20 @@ pub(super) struct Log {
 ///
 /// Fails with `InvalidArgument` if the setting is no filter.
 pub(super) fn filter(log: &str) -> Result<EnvFilter> {
-    if log.is_empty() {
-        return Ok(filter_of_environment().unwrap_or_else(|_| EnvFilter::new(DEFAULT)));
-    }
-    EnvFilter::try_new(log).map_err(|why| {
-        let what = "the setting `log` is no filter: write for example info, or lockservice=debug";
-        Error::new(ErrorKind::InvalidArgument, what).with("log", log).with_source(why)
-    })
+    let filter = match log {
+        "" => filter_of_environment().unwrap_or_else(|_| EnvFilter::new(DEFAULT)),
+        log => EnvFilter::try_new(log).map_err(|why| {
+            let what =
+                "the setting `log` is no filter: write for example info, or lockservice=debug";
+            Error::new(ErrorKind::InvalidArgument, what).with("log", log).with_source(why)
+        })?,
+    };
+    Ok(audited(filter))
+}
+
+/// The filter, and what operators do to others' work: that is always logged.
+fn audited(filter: EnvFilter) -> EnvFilter {
+    filter.add_directive(format!("{AUDIT_TARGET}=info").parse().expect("a target and a level"))
 }
 
 /// The filter of `RUST_LOG`. Fails with a sentence if it is wrong: it may be meant for other
@@ -73,7 +81,7 @@ impl Log {
         {
             say_warning(json, "rust_log", &sentence);
         }
-        let filter = filter(&config.log).unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+        let filter = filter(&config.log).unwrap_or_else(|_| audited(EnvFilter::new(DEFAULT)));
         let format = config.log_format.unwrap_or(match json {
             true => LogFormat::Json,
             false => LogFormat::Text,

@@ -10,7 +10,8 @@
 //! | `supervise/` | the processes that end the command with its lock |
 //! | `signals.rs` | the signals that the wrapper takes for its command |
 //! | `patience.rs, waiting.rs` | the deadline until the lock is held, and the messages of a waiter |
-//! | `list.rs, table.rs` | `locks`, `waits`, `binds`, `table`: the commands of an operator |
+//! | `list.rs` | `locks`, `waits`, `binds`, `sessions`, `txns`: the lists for an operator |
+//! | `kill.rs, table.rs` | `session`, `table`: the other commands of an operator |
 //! | `store.rs` | `store check`, `migrate`, `dump`, `restore` |
 //! | `certs.rs`, `token.rs` | `certs`: a CA and certificates to try TLS with; `token`: bearer tokens |
 //! | `bench/` | `bench`, and the systems that it compares with |
@@ -24,6 +25,7 @@ mod bench;
 mod certs;
 mod config;
 mod exit;
+mod kill;
 mod limits;
 mod list;
 mod lock;
@@ -88,6 +90,9 @@ fn run() -> ExitCode {
         Command::Locks(args) => block_on(list::locks(args, json)).map(|()| 0),
         Command::Waits(args) => block_on(list::waits(args, json)).map(|()| 0),
         Command::Binds(args) => block_on(list::binds(args, json)).map(|()| 0),
+        Command::Sessions(args) => block_on(list::sessions(args, json)).map(|()| 0),
+        Command::Txns(args) => block_on(list::txns(args, json)).map(|()| 0),
+        Command::Session(command) => block_on(kill::session(command, json)).map(|()| 0),
         Command::Table(command) => block_on(table::run(command, json)).map(|()| 0),
         Command::Certs(args) => certs::run(args, json).map(|()| 0),
         Command::Token(command) => token::run(command, json).map(|()| 0),

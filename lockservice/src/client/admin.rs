@@ -1,22 +1,25 @@
 //! The lists and calls for operators, over the network.
 
 use std::ops::Deref;
+use std::time::Duration;
 
 use lockservice_core::allocator::BindStatus;
-use lockservice_core::service::{LockStatus, WaitStatus};
-use lockservice_core::{NodeName, Result, ServiceId, TableRef};
+use lockservice_core::service::{Killed, LockStatus, SessionStatus, TxnStatus, WaitStatus};
+use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId, SessionHandle, TableRef};
 
 use super::connect::Node;
 use crate::channel::Link;
 use crate::convert;
 use crate::proto;
 use crate::proto::admin_client::AdminClient as Wire;
+use crate::proto::kill_progress::Progress;
 
 /// The number of responses with another owner that are followed (T5).
 const HOPS_MAX: usize = 3;
 
-/// Lists of a server's locks and waits and of the cluster's binds, of bounded length: see
-/// [`Listed::is_cut`]. Every call fails with `Unavailable` if no server responds.
+/// Lists of a server's locks, waits, sessions and transactions and of the cluster's binds, of
+/// bounded length: see [`Listed::is_cut`]. Every call fails with `Unavailable` if no server
+/// responds.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
     node: Node,
@@ -86,6 +89,67 @@ impl AdminClient {
         self.collect(stream, |info| (info.cut, convert::bind_status_from_proto(info))).await
     }
 
+    /// The sessions of the server, in the order in which they were opened. Needs the role
+    /// `operator`.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn sessions(&self) -> Result<Listed<SessionStatus>> {
+        let mut wire = self.wire.clone();
+        let stream = self.node.call(wire.list_sessions(proto::ListSessionsRequest {})).await?;
+        self.collect(stream, |info| (info.cut, convert::session_status_from_proto(info))).await
+    }
+
+    /// The transactions of the server in no order, except those of an embedder that have no label.
+    /// Needs the role `operator`.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn txns(&self) -> Result<Listed<TxnStatus>> {
+        let mut wire = self.wire.clone();
+        let stream = self.node.call(wire.list_txns(proto::ListTxnsRequest {})).await?;
+        self.collect(stream, |info| (info.cut, convert::txn_status_from_proto(info))).await
+    }
+
+    /// Ends a session of the server: see
+    /// [`LockService::kill_session`](lockservice_core::service::LockService::kill_session). Needs
+    /// the role `operator`. Returns when the kill has begun; [`Kill::done`] waits for its end.
+    ///
+    /// # Errors
+    /// `SessionNotFound`, `InvalidArgument`: nothing was done. After `Unavailable` it is not known
+    /// whether the session was killed: look at the [`sessions`](Self::sessions).
+    ///
+    /// # Cancel safety
+    /// A dropped call may have killed the session all the same.
+    pub async fn kill_session(
+        &self,
+        session: SessionHandle,
+        reason: &str,
+        now: bool,
+    ) -> Result<Kill> {
+        let (session, reason) = (session.to_string(), reason.to_owned());
+        let request = proto::KillSessionRequest { session, reason, now };
+        let mut wire = self.wire.clone();
+        let mut stream = self.node.call(wire.kill_session(request)).await?;
+        let first = tokio::time::timeout(self.node.client.parts.call_timeout, stream.message());
+        match first.await.map_err(|_| self.node.no_response())? {
+            Ok(Some(proto::KillProgress { progress: Some(Progress::Begun(begun)) })) => Ok(Kill {
+                client: begun.client,
+                txns: begun.txns,
+                kept: Duration::from_millis(begun.kept_ms),
+                stream,
+            }),
+            Ok(_) => Err(cut_off()),
+            Err(status) => Err(convert::from_status(&status)),
+        }
+    }
+
     /// Forgets a table in which nothing is locked, at the node that owns it.
     ///
     /// # Errors
@@ -132,6 +196,47 @@ impl AdminClient {
             }
         }
     }
+}
+
+/// A kill that has begun. It goes on if this is dropped.
+#[derive(Debug)]
+#[must_use = "it says for how long the locks stay"]
+pub struct Kill {
+    /// The name that the session's client gave itself.
+    pub client: String,
+    /// The number of the session's transactions.
+    pub txns: u64,
+    /// For how long the locks are kept at most, unless a commit is in flight: until the client has
+    /// confirmed that its work stopped, or its promise has run out. Zero if they are not kept.
+    pub kept: Duration,
+    stream: tonic::Streaming<proto::KillProgress>,
+}
+
+impl Kill {
+    /// Resolves when the locks were released, except those of transactions whose commit is in
+    /// flight.
+    ///
+    /// # Errors
+    /// `Unavailable`: the server has gone, or cannot be reached. The kill may still go on.
+    ///
+    /// # Cancel safety
+    /// The kill goes on.
+    pub async fn done(mut self) -> Result<Killed> {
+        match self.stream.message().await {
+            Ok(Some(proto::KillProgress { progress: Some(Progress::Done(done)) })) => {
+                convert::killed_from_proto(&done)
+            }
+            Ok(_) => Err(cut_off()),
+            Err(status) => Err(convert::from_status(&status)),
+        }
+    }
+}
+
+fn cut_off() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "the server's response broke off: look at its sessions to see what came of the kill",
+    )
 }
 
 /// A list, as much of it as the server sends.

@@ -88,7 +88,7 @@ mod session;
 mod stream;
 mod txn;
 
-pub use self::admin::{AdminClient, Listed};
+pub use self::admin::{AdminClient, Kill, Listed};
 pub use self::allocator::{Admission, AllocatorClient};
 pub use self::builder::ClientBuilder;
 pub use self::connect::Client;

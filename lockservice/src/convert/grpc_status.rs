@@ -129,7 +129,9 @@ pub fn code(kind: ErrorKind) -> Code {
         ErrorKind::Reassigning | ErrorKind::ShuttingDown | ErrorKind::Unavailable => {
             Code::Unavailable
         }
-        ErrorKind::TxnNotFound | ErrorKind::TableNotFound => Code::NotFound,
+        ErrorKind::TxnNotFound | ErrorKind::SessionNotFound | ErrorKind::TableNotFound => {
+            Code::NotFound
+        }
         ErrorKind::HeldByAncestor
         | ErrorKind::NotOwner
         | ErrorKind::TableInUse
@@ -137,6 +139,7 @@ pub fn code(kind: ErrorKind) -> Code {
         | ErrorKind::SpansNodes
         | ErrorKind::CannotCommit
         | ErrorKind::SessionLost
+        | ErrorKind::Killed
         | ErrorKind::LeaseLost
         | ErrorKind::Fenced
         | ErrorKind::StoreInUse

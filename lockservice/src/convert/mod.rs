@@ -10,7 +10,7 @@
 //! | `item`, `lock`, `waiting` | rows and ranges; lock calls and grants; the holder that is waited for |
 //! | `known_tables` | names of tables that were checked already |
 //! | `allocator`, `commit`, `forgetting` | calls between nodes and the allocator |
-//! | `cluster_status`, `status` | lists for operators |
+//! | `cluster_status`, `status`, `owners` | lists for operators; kills |
 //! | `error`, `grpc_status` | errors as messages, and as gRPC statuses |
 
 mod allocator;
@@ -22,6 +22,7 @@ mod grpc_status;
 mod item;
 mod known_tables;
 mod lock;
+mod owners;
 mod status;
 mod waiting;
 
@@ -53,6 +54,10 @@ pub use self::lock::{
     bind_from_proto, bind_to_proto, commit_from_proto, commit_to_proto, done_to_proto,
     granted_from_proto, granted_to_proto, lock_spec_from_proto, lock_spec_to_proto,
     presented_from_proto, presented_to_proto, txn_from_proto,
+};
+pub use self::owners::{
+    killed_from_proto, killed_to_proto, session_status_from_proto, session_status_to_proto,
+    txn_status_from_proto, txn_status_to_proto,
 };
 pub use self::status::{
     bind_status_from_proto, bind_status_to_proto, lock_status_from_proto, lock_status_to_proto,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockservice_core::TableRef;
 use lockservice_core::allocator::BindStatus;
-use lockservice_core::service::{LockList, LockStatus, WaitList, WaitStatus};
+use lockservice_core::service::{LockList, LockStatus, SessionList, TxnList, WaitList, WaitStatus};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::convert::{self, to_status as status};
 use crate::proto;
-use crate::server::{Principal, ServerSettings, ServiceHost, Slot};
+use crate::server::{Principal, ServerSettings, ServiceHost, Slot, kill};
 
 /// The largest number of lists that are sent at the same time. Each holds a slice and the lines
 /// that wait for its reader. Further lists wait their turn.
@@ -157,6 +157,24 @@ impl List for WaitList {
     }
 }
 
+impl List for SessionList {
+    type Line = proto::SessionInfo;
+
+    fn next_slice(&mut self) -> Option<Vec<Self::Line>> {
+        let slice = Self::next_slice(self, SLICE_LINES)?;
+        Some(slice.iter().map(convert::session_status_to_proto).collect())
+    }
+}
+
+impl List for TxnList {
+    type Line = proto::TxnInfo;
+
+    fn next_slice(&mut self) -> Option<Vec<Self::Line>> {
+        let slice = Self::next_slice(self, SLICE_LINES)?;
+        Some(slice.iter().map(convert::txn_status_to_proto).collect())
+    }
+}
+
 /// The leader returns all of them.
 struct Binds(std::vec::IntoIter<BindStatus>);
 
@@ -180,23 +198,17 @@ trait Line: Send + 'static {
     fn set_cut(&mut self);
 }
 
-impl Line for proto::LockInfo {
-    fn set_cut(&mut self) {
-        self.cut = true;
-    }
+macro_rules! lines {
+    ($($message:ident),+) => {
+        $(impl Line for proto::$message {
+            fn set_cut(&mut self) {
+                self.cut = true;
+            }
+        })+
+    };
 }
 
-impl Line for proto::WaitInfo {
-    fn set_cut(&mut self) {
-        self.cut = true;
-    }
-}
-
-impl Line for proto::BindInfo {
-    fn set_cut(&mut self) {
-        self.cut = true;
-    }
-}
+lines!(LockInfo, WaitInfo, BindInfo, SessionInfo, TxnInfo);
 
 /// The table of the request, if it names one.
 fn only(group: &str, table: &str) -> Result<Option<TableRef>, Status> {
@@ -216,6 +228,9 @@ impl proto::admin_server::Admin for AdminApi {
     type ListLocksStream = ReceiverStream<Result<proto::LockInfo, Status>>;
     type ListWaitsStream = ReceiverStream<Result<proto::WaitInfo, Status>>;
     type ListBindsStream = ReceiverStream<Result<proto::BindInfo, Status>>;
+    type ListSessionsStream = ReceiverStream<Result<proto::SessionInfo, Status>>;
+    type ListTxnsStream = ReceiverStream<Result<proto::TxnInfo, Status>>;
+    type KillSessionStream = kill::Responses;
 
     async fn list_locks(
         &self,
@@ -256,6 +271,27 @@ impl proto::admin_server::Admin for AdminApi {
         tracing::info!(%table, error = ?dropped.as_ref().err(), "an operator wants a table \
             dropped");
         dropped.map(|()| Response::new(proto::DropTableResponse {})).map_err(|e| status(&e))
+    }
+
+    async fn list_sessions(
+        &self,
+        _request: Request<proto::ListSessionsRequest>,
+    ) -> Result<Response<Self::ListSessionsStream>, Status> {
+        self.send(async { Ok(self.host()?.current().session_list()) }).await
+    }
+
+    async fn list_txns(
+        &self,
+        _request: Request<proto::ListTxnsRequest>,
+    ) -> Result<Response<Self::ListTxnsStream>, Status> {
+        self.send(async { Ok(self.host()?.current().txn_list()) }).await
+    }
+
+    async fn kill_session(
+        &self,
+        request: Request<proto::KillSessionRequest>,
+    ) -> Result<Response<Self::KillSessionStream>, Status> {
+        kill::kill_session(&self.host()?.current(), &request)
     }
 
     async fn list_binds(

@@ -36,6 +36,8 @@ struct Known {
 pub(crate) struct Caller {
     /// The quota of the connection, within that of its address.
     quota: Arc<Quota>,
+    /// Its other end.
+    address: SocketAddr,
     /// Set before the first call arrives.
     channel: Arc<OnceLock<Channel>>,
 }
@@ -58,6 +60,11 @@ impl Caller {
     /// connection of a [`Server`](crate::server::Server).
     pub(crate) fn quota(extensions: &Extensions) -> Option<Arc<Quota>> {
         extensions.get::<Self>().map(Self::shared_quota)
+    }
+
+    /// The address of the caller; `None` as for [`quota`](Self::quota).
+    pub(crate) fn address(extensions: &Extensions) -> Option<SocketAddr> {
+        extensions.get::<Self>().map(|caller| caller.address)
     }
 
     /// The quota of this caller.
@@ -117,7 +124,7 @@ impl Callers {
         let quota =
             Quota::new("of one connection", self.settings.of_a_connection(), Some(of_address));
         Some((
-            Caller { quota, channel: Arc::default() },
+            Caller { quota, address, channel: Arc::default() },
             Counted { ip, known: Arc::clone(&self.known) },
         ))
     }

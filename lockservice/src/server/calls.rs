@@ -34,7 +34,7 @@ const MESSAGE_BYTES_SMALL: usize = 4 << 10;
 const PREFIX_BYTES: usize = 5;
 
 /// Calls that release or renew something: they are admitted when others are not.
-const RELEASES: [&str; 7] = [
+const RELEASES: [&str; 8] = [
     "/lockservice.v1.Locks/Unlock",
     "/lockservice.v1.Locks/Downgrade",
     "/lockservice.v1.Locks/RollBackTo",
@@ -42,6 +42,7 @@ const RELEASES: [&str; 7] = [
     "/lockservice.v1.Locks/CloseSession",
     "/lockservice.v1.Locks/LeaveSession",
     "/lockservice.v1.Locks/KeepSession",
+    "/lockservice.v1.Admin/KillSession",
 ];
 
 /// Makes [`Bounded`] services.

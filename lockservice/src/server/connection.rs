@@ -5,11 +5,12 @@
 //! no others. A client that never reads is cut after a while, and its session lapses by its TTL
 //! unless it comes back.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use lockservice_core::service::{Attachment, Operation, Quota, Session, TxnOp};
+use lockservice_core::service::{Attachment, OpenedBy, Operation, Quota, Session, TxnOp};
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
@@ -33,6 +34,7 @@ pub(crate) type Frames = mpsc::Sender<Result<Bytes, Status>>;
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) quota: Option<Arc<Quota>>,
+    pub(super) address: Option<SocketAddr>,
     pub(super) caller: Principal,
     pub(super) changes: Changes,
 }
@@ -71,7 +73,8 @@ pub(super) async fn run(
         }
     };
     let mut responses = Responses::default();
-    let session = match open(&host, &settings, peer.quota, hello) {
+    let opened_by = opened_by(&peer.caller, peer.address);
+    let session = match open(&host, &settings, peer.quota, opened_by, hello) {
         Ok((session, welcome)) => {
             responses.push(id, Wire::Welcome(welcome));
             if out.send(Ok(responses.take(0))).await.is_err() {
@@ -109,11 +112,20 @@ fn hello(first: Option<Result<frame::Op<'_>>>) -> Result<(u64, proto::Hello)> {
     }
 }
 
+/// The caller that opens a session, for operators.
+pub(crate) fn opened_by(caller: &Principal, address: Option<SocketAddr>) -> OpenedBy {
+    OpenedBy {
+        identity: caller.name().to_owned(),
+        address: address.map(|address| address.to_string()).unwrap_or_default(),
+    }
+}
+
 /// Opens or resumes the session that a hello requests.
 pub(crate) fn open(
     host: &ServiceHost,
     settings: &ServerSettings,
     quota: Option<Arc<Quota>>,
+    opened_by: OpenedBy,
     hello: proto::Hello,
 ) -> Result<(Session, proto::Welcome)> {
     let service = host.current();
@@ -122,10 +134,7 @@ pub(crate) fn open(
         host.session(hello.session, hello.service)?
     } else {
         let ttl = (hello.ttl_ms > 0).then(|| std::time::Duration::from_millis(hello.ttl_ms));
-        match quota {
-            Some(quota) => service.open_session_within(quota, ttl, &hello.name)?,
-            None => service.open_session(ttl, &hello.name)?,
-        }
+        service.open_session_within(quota, ttl, &hello.name, opened_by)?
     };
     let promise = session.renew()?;
     let welcome = proto::Welcome {

@@ -40,6 +40,7 @@ impl LocksApi {
         let (out, frames) = mpsc::channel(FRAMES_WAITING_MAX);
         let peer = connection::Peer {
             quota: Caller::quota(request.extensions()),
+            address: Caller::address(request.extensions()),
             caller: Principal::of(request.extensions()),
             changes: self.access.changes(),
         };
@@ -75,7 +76,11 @@ impl proto::locks_server::Locks for LocksApi {
         request: Request<proto::Hello>,
     ) -> Result<Response<proto::Welcome>, Status> {
         let quota = Caller::quota(request.extensions());
-        let opened = connection::open(self.host()?, &self.settings, quota, request.into_inner());
+        let (caller, address) =
+            (Principal::of(request.extensions()), Caller::address(request.extensions()));
+        let opened_by = connection::opened_by(&caller, address);
+        let hello = request.into_inner();
+        let opened = connection::open(self.host()?, &self.settings, quota, opened_by, hello);
         let (_, welcome) = opened.map_err(|e| status(&e))?;
         Ok(Response::new(welcome))
     }

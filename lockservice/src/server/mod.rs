@@ -27,6 +27,7 @@
 mod access;
 mod admin;
 mod allocator;
+pub(crate) mod audit;
 mod caller;
 mod calls;
 mod client_server;
@@ -37,6 +38,7 @@ mod guard;
 mod health;
 mod host;
 mod incoming;
+mod kill;
 mod listener;
 mod locks;
 mod operation;

@@ -33,6 +33,13 @@ fn a_client_locks_and_lists_in_its_tables_and_an_operator_lists_and_drops_all() 
     is_done(&guarded.call(&table, &client));
     is_refused(&guarded.call(&["locks"], &client), "a list of everything is for operators");
     is_refused(&guarded.call(&["binds"], &client), "a list of everything is for operators");
+    let kill = ["session", "kill", "s1-1", "--reason", "x"];
+    for args in [&["sessions"][..], &["txns"], &kill] {
+        is_refused(&guarded.call(args, &client), "needs the role operator");
+    }
+    is_refused(&guarded.call(&kill, &operator), "no session with this handle");
+    is_done(&guarded.call(&["sessions"], &operator));
+    is_done(&guarded.call(&["txns"], &operator));
     let drop = ["table", "drop", "accounts", "--group", "bank"];
     is_refused(&guarded.call(&drop, &client), "needs the role operator");
     let binds = guarded.call(&["binds", "--json"], &operator);

@@ -34,7 +34,14 @@ fn every_command_finds_the_server_behind_an_address_that_is_frozen() {
     let server = Server::start();
     let frozen = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addresses = format!("{},{}", frozen.local_addr().unwrap(), server.address);
-    for args in [&["locks"][..], &["waits"], &["binds"], &["lock", "t", "k", "--", "true"]] {
+    for args in [
+        &["locks"][..],
+        &["waits"],
+        &["binds"],
+        &["sessions"],
+        &["txns"],
+        &["lock", "t", "k", "--", "true"],
+    ] {
         let output = lockservice(args).env("LOCKSERVICE_SERVER", &addresses).output().unwrap();
         assert_eq!(code(&output), 0, "{args:?}: {}", stderr(&output));
     }

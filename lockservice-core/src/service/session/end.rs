@@ -1,4 +1,7 @@
-//! The end of a session: closed, lapsed, or with the service. Its locks are released.
+//! The end of a session: closed, lapsed, killed, or with the service.
+//!
+//! It has two steps: the session is *stopped*, which its client learns; then it is *over*, and its
+//! locks are released. An operator's kill lets time pass between them (P5).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +10,33 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::SessionEnd;
 use crate::service::Phase;
 use crate::service::session::Session;
+use crate::service::session::kill::KillEnd;
 use crate::service::session::quota::Charge;
+use crate::service::session::state::Stage;
 use crate::service::txn::timer;
 
 /// Longest text about what a client left running.
 pub const STILL_RUNNING_BYTES_MAX: usize = 1_024;
+
+/// How far the end of a session has come. It never goes back, and the first reason stays.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Ending {
+    #[default]
+    None,
+    /// The session is lost for its client, which is to stop its work.
+    Lost(Error),
+    /// Its transactions were given up.
+    Over(Error),
+}
+
+impl Ending {
+    pub(super) fn why(&self) -> Option<&Error> {
+        match self {
+            Self::None => None,
+            Self::Lost(why) | Self::Over(why) => Some(why),
+        }
+    }
+}
 
 impl Session {
     /// Gives the session up: its client has stopped all protected work (P5). Ends its transactions;
@@ -21,7 +46,7 @@ impl Session {
     /// Cancel safe: it waits for nothing.
     pub async fn close(&self) {
         let why = Error::new(ErrorKind::SessionLost, "the session was closed");
-        self.finish(why, SessionEnd::Closed);
+        self.finish(why, KillEnd::Confirmed);
     }
 
     /// The client goes while work that the locks protect may still be running: `still_running`
@@ -61,11 +86,18 @@ impl Session {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn lost(&self) -> Error {
-        let mut lost = self.record.lost.subscribe();
-        match lost.wait_for(Option::is_some).await.map(|why| why.clone()) {
-            Ok(Some(why)) => why,
+        let mut ending = self.record.ending.subscribe();
+        match ending.wait_for(|ending| ending.why().is_some()).await.as_deref().map(Ending::why) {
+            Ok(Some(why)) => why.clone(),
             _ => unknown(),
         }
+    }
+
+    /// Resolves when the transactions of the session were given up.
+    async fn over(&self) {
+        let mut ending = self.record.ending.subscribe();
+        // An error means that the session has gone, and `self` holds it.
+        let _ = ending.wait_for(|ending| matches!(ending, Ending::Over(_))).await;
     }
 
     /// Resolves when the service begins to shut down, with the time that it gives its sessions to
@@ -78,39 +110,85 @@ impl Session {
     }
 
     pub(super) fn why_lost(&self) -> Error {
-        self.record.lost.borrow().clone().unwrap_or_else(unknown)
+        self.record.ending.borrow().why().cloned().unwrap_or_else(unknown)
     }
 
-    /// Marks the session lost, then releases its locks. Only the first call does anything, and
-    /// returns true.
-    fn finish(&self, why: Error, end: SessionEnd) -> bool {
+    /// Marks the session lost: nothing more of it is renewed or granted, and its calls that wait
+    /// fail. Its transactions keep their locks. Only the first call does anything.
+    pub(super) fn stop(&self, why: &Error) {
         let queues = {
             let mut state = self.record.state.lock();
-            if !std::mem::replace(&mut state.open, false) {
-                return false;
+            if state.stage != Stage::Open {
+                return;
             }
-            self.record.renewals.end();
+            state.stage = Stage::Stopped;
+            self.record.renewals.stop();
             (state.kept_bytes, state.ops) = (0, 0);
-            state.charge = Charge::default();
+            state.charge.set(0, 0);
             let mut queues: Vec<_> = std::mem::take(&mut state.txns).into_iter().collect();
             // In an order that does not depend on hashes.
             queues.sort_unstable_by_key(|(number, _)| *number);
+            state.stopped = queues.iter().map(|(_, queue)| Arc::clone(&queue.txn)).collect();
             queues
         };
-        self.inner.metrics().session_ended(end);
-        self.record.lost.send_replace(Some(why.clone()));
+        self.end_with(Ending::Lost(why.clone()));
         // Cancels running calls (their cancellers are dropped) and fails queued ones.
-        let mut txns = Vec::new();
-        for (_, queue) in queues {
-            txns.push(Arc::clone(&queue.txn));
-            for sender in queue.into_waiting() {
-                let _ = sender.send(Err(why.clone()));
-            }
+        for sender in queues.into_iter().flat_map(|(_, queue)| queue.into_waiting()) {
+            let _ = sender.send(Err(why.clone()));
         }
-        self.inner.abandon(txns);
+    }
+
+    /// Marks the session lost, then releases its locks. Only the first call does anything.
+    pub(super) fn finish(&self, why: Error, end: KillEnd) {
+        self.stop(&why);
+        let (txns, killers) = {
+            let mut state = self.record.state.lock();
+            if state.stage == Stage::Over {
+                return;
+            }
+            state.stage = Stage::Over;
+            self.record.renewals.end();
+            state.charge = Charge::default();
+            (std::mem::take(&mut state.stopped), std::mem::take(&mut state.killers))
+        };
+        let counted = match end {
+            _ if !killers.is_empty() => SessionEnd::Killed,
+            KillEnd::Confirmed => SessionEnd::Closed,
+            KillEnd::Lapsed => SessionEnd::Lapsed,
+            KillEnd::Forced => SessionEnd::Killed,
+            KillEnd::Sealed => SessionEnd::with(why.kind()),
+        };
+        self.inner.metrics().session_ended(counted);
+        if counted != SessionEnd::Closed {
+            let renewals = &self.record.renewals;
+            tracing::warn!(
+                client = %renewals.client,
+                ttl = ?renewals.ttl,
+                txns = txns.len(),
+                reason = counted.name(),
+                "a session is lost: {}",
+                why.message()
+            );
+        }
+        self.end_with(Ending::Over(why));
+        self.inner.abandon(txns, move |committing| {
+            killers.into_iter().for_each(|killer| killer.tell(end, &committing));
+        });
+        self.inner.session_numbers.remove(self.record.renewals.handle.number);
         self.inner.sessions.remove(&self.record.id);
         self.inner.departures.note();
-        true
+    }
+
+    /// Tells all who wait for it how far the end has come.
+    fn end_with(&self, to: Ending) {
+        self.record.ending.send_if_modified(|ending| {
+            *ending = match (&*ending, to) {
+                (Ending::None, to) => to,
+                (Ending::Lost(why), Ending::Over(_)) => Ending::Over(why.clone()),
+                _ => return false,
+            };
+            true
+        });
     }
 
     /// Ends the session when its time is over, or with the service's lease.
@@ -124,18 +202,12 @@ impl Session {
                     "the session was not renewed in time and its locks are given away: stop the \
                         protected work and open a new session",
                 );
-                if self.finish(why, SessionEnd::Lapsed) {
-                    tracing::info!(
-                        client = %self.record.renewals.client,
-                        ttl = ?self.record.renewals.ttl,
-                        "session lapsed: its client was silent"
-                    );
-                }
+                self.finish(why, KillEnd::Lapsed);
                 return;
             };
             tokio::select! {
                 () = self.inner.parts.env.sleep(timer(lapses, now)) => {}
-                _ = self.lost() => return,
+                () = self.over() => return,
                 sealed = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => {
                     let why = match sealed.as_deref() {
                         Ok(Phase::Sealed(why)) => why.clone(),
@@ -144,8 +216,7 @@ impl Session {
                     // It locks the phase for reading, and so does `finish`: another thread that
                     // came in between to write would wait for the first, and the second for it.
                     drop(sealed);
-                    let end = SessionEnd::with(why.kind());
-                    self.finish(why, end);
+                    self.finish(why, KillEnd::Sealed);
                     return;
                 }
             }

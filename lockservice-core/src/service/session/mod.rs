@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `mod.rs` | [`Session`]: renewed, its transactions begun, their results acknowledged |
 //! | `open.rs`, `end.rs` | opened and found; closed, left, lapsed |
+//! | `kill.rs` | ended by an operator |
 //! | `attachment.rs` | its one current connection |
 //! | `operations.rs`, `due.rs`, `wait.rs` | the way of an operation; its turn; its wait |
 //! | `queue/` | the operations of one transaction in their order; pure |
@@ -26,6 +27,7 @@
 mod attachment;
 mod due;
 mod end;
+pub(in crate::service) mod kill;
 mod open;
 mod operations;
 pub(in crate::service) mod pending;
@@ -44,17 +46,21 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Sequence, SessionId, TxnId, TxnNumber};
+use crate::id::{Sequence, SessionHandle, SessionId, TxnId, TxnNumber};
 use crate::service::session::queue::{NumberedBy, TxnQueue};
-use crate::service::session::state::SessionState;
+use crate::service::session::state::{SessionState, Stage};
 use crate::service::txn::waits::{WaitNotices, Waits};
-use crate::service::{Promise, ServiceInner, TxnOptions};
+use crate::service::{Promise, ServiceInner, SessionStatus, TxnOptions};
 use crate::sync::Mutex;
 
 use self::attachment::AttachmentNumber;
 pub use self::attachment::{Attachment, HeldFrame};
+use self::end::Ending;
 pub use self::end::STILL_RUNNING_BYTES_MAX;
+pub use self::kill::{KillEnd, KillUnderWay, Killed, REASON_BYTES_MAX};
+pub use self::open::OpenedBy;
 pub(crate) use self::renewals::Renewals;
 
 /// A client's session with this service (P1). A cheap handle.
@@ -92,8 +98,10 @@ pub(crate) struct SessionRecord {
     id: SessionId,
     renewals: Arc<Renewals>,
     state: Mutex<SessionState>,
-    /// The reason why the session is lost, once it is.
-    lost: watch::Sender<Option<Error>>,
+    /// How far its end has come.
+    ending: watch::Sender<Ending>,
+    /// Who opened it.
+    opened_by: OpenedBy,
     /// The number of the current attachment (T3).
     attached: watch::Sender<AttachmentNumber>,
     /// Its lock calls that wait.
@@ -107,12 +115,38 @@ impl SessionRecord {
     pub(in crate::service) fn waits(&self) -> &Waits {
         &self.waits
     }
+
+    /// What operators see of it; `None` if it is over.
+    pub(in crate::service) fn status(&self, clock: &dyn Clock) -> Option<SessionStatus> {
+        let renewals = &self.renewals;
+        let (lapses, now) = renewals.lapses(clock)?;
+        let state = self.state.lock();
+        let txns = state.txns.len() + state.stopped.len();
+        drop(state);
+        let ending = self.ending.borrow().why().map(ToString::to_string);
+        Some(SessionStatus {
+            handle: renewals.handle,
+            client: renewals.client.to_string(),
+            opened_by: self.opened_by.clone(),
+            ttl: renewals.ttl,
+            left: lapses.remaining(now),
+            txns,
+            waiting: self.waits.count(),
+            ending: ending.unwrap_or_default(),
+            still_running: renewals.still_running().to_owned(),
+        })
+    }
 }
 
 impl Session {
     /// The session's id: unguessable. Show it to its client alone.
     pub fn id(&self) -> SessionId {
         self.record.id
+    }
+
+    /// The session's handle, for operators: no secret.
+    pub fn handle(&self) -> SessionHandle {
+        self.record.renewals.handle
     }
 
     /// The time for which the locks of a silent client are kept.
@@ -163,7 +197,7 @@ impl Session {
     /// `LeaseLost`, `ShuttingDown`.
     pub fn begin(&self, options: &TxnOptions) -> Result<(TxnNumber, TxnId)> {
         let mut state = self.record.state.lock();
-        if !state.open {
+        if state.stage != Stage::Open {
             return Err(self.why_lost());
         }
         state.number_by(NumberedBy::Service)?;

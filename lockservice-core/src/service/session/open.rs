@@ -8,15 +8,24 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{SessionId, TxnNumber};
+use crate::id::{SessionHandle, SessionId, TxnNumber};
 use crate::service::LockService;
 use crate::service::session::end::unknown;
 use crate::service::session::quota::{Charge, Quota};
 use crate::service::session::renewals::Renewals;
-use crate::service::session::state::SessionState;
+use crate::service::session::state::{SessionState, Stage};
 use crate::service::session::{Session, SessionRecord};
 use crate::service::txn::waits::Waits;
 use crate::sync::Mutex;
+
+/// Who opened a session, as far as the server knows; for operators.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct OpenedBy {
+    /// The name of the caller's identity; empty if callers have none.
+    pub identity: String,
+    /// The address from which it was opened; empty if that is not known.
+    pub address: String,
+}
 
 impl LockService {
     /// Opens a session whose locks are kept for `ttl` (the default of the settings if `None`) after
@@ -26,29 +35,21 @@ impl LockService {
     /// `InvalidArgument`: the TTL or the name is out of bounds. `ShuttingDown`, `LeaseLost`: the
     /// service no longer serves. `ResourceExhausted`: the limit of sessions is reached.
     pub fn open_session(&self, ttl: Option<Duration>, client: &str) -> Result<Session> {
-        self.open_session_of(None, ttl, client)
+        self.open_session_within(None, ttl, client, OpenedBy::default())
     }
 
-    /// Like [`open_session`](Self::open_session), for a peer whose sessions together are bounded by
-    /// `quota`.
+    /// Like [`open_session`](Self::open_session), for the peer `opened_by`, whose sessions together
+    /// are bounded by `quota` if there is one.
     ///
     /// # Errors
     /// Those of [`open_session`](Self::open_session); `ResourceExhausted` at the bounds of `quota`,
     /// too.
     pub fn open_session_within(
         &self,
-        quota: Arc<Quota>,
-        ttl: Option<Duration>,
-        client: &str,
-    ) -> Result<Session> {
-        self.open_session_of(Some(quota), ttl, client)
-    }
-
-    fn open_session_of(
-        &self,
         quota: Option<Arc<Quota>>,
         ttl: Option<Duration>,
         client: &str,
+        opened_by: OpenedBy,
     ) -> Result<Session> {
         let inner = &self.inner;
         inner.check_serving()?;
@@ -63,11 +64,14 @@ impl LockService {
         // Random, so that one client cannot use another's session by counting; below 2^53, as all
         // ids; not 0.
         let id = SessionId::new(inner.parts.env.random_id());
+        let handle = SessionHandle { service: inner.id, number: inner.session_numbers.next() };
         let record = Arc::new(SessionRecord {
             id,
-            renewals: Arc::new(Renewals::new(ttl, client, inner.parts.env.now())),
+            renewals: Arc::new(Renewals::new(ttl, handle, client, inner.parts.env.now())),
             state: Mutex::new(SessionState {
-                open: true,
+                stage: Stage::Open,
+                stopped: Vec::new(),
+                killers: Vec::new(),
                 txns: HashMap::default(),
                 highest: TxnNumber::default(),
                 numbered_by: None,
@@ -75,13 +79,15 @@ impl LockService {
                 ops: 0,
                 charge,
             }),
-            lost: watch::Sender::new(None),
+            ending: watch::Sender::default(),
+            opened_by,
             attached: watch::Sender::default(),
             waits: Waits::default(),
             span: tracing::debug_span!("session", client),
         });
         inner.sessions.insert(id, Arc::clone(&record))?;
         inner.metrics().sessions_opened.add(1);
+        inner.session_numbers.insert(handle.number, id);
         let session = Session { record, inner: Arc::clone(inner) };
         let watch = session.clone().watch_over();
         inner.spawn(watch.instrument(session.record.span.clone()));

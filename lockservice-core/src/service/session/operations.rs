@@ -22,7 +22,7 @@ use crate::service::session::pending::Pending;
 use crate::service::session::queue::{
     Filed, NumberedBy, RELIED_PAIRS_MAX, Relied, Room, Step, Taken, Timer, keep_relied_on,
 };
-use crate::service::session::state::SessionState;
+use crate::service::session::state::{SessionState, Stage};
 use crate::service::session::weight;
 use crate::service::txn::TxnRecord;
 use crate::service::{Granted, LockSpec, OpResponse, Operation, TxnOp};
@@ -79,7 +79,7 @@ impl Session {
         // old as it says.
         let now = self.inner.parts.env.now();
         let mut state = self.record.state.lock();
-        if !state.open {
+        if state.stage != Stage::Open {
             return Err(self.why_lost());
         }
         if op.number == TxnNumber::default() {

@@ -1,11 +1,14 @@
-//! Sessions by id, and how many sessions and transactions there are.
+//! Sessions by id and by number, and how many sessions and transactions there are.
 
+use std::collections::BTreeMap;
 use std::hash::Hash;
+use std::ops::Bound;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
-use crate::sync::Padded;
+use crate::id::{SessionId, SessionNumber};
 use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, Padded};
 
 /// A bounded number of things that are alive.
 #[derive(Debug)]
@@ -89,5 +92,48 @@ impl<K: Hash + Eq + Copy, V: Clone> Registry<K, V> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.count.is_zero()
+    }
+}
+
+/// The ids of sessions by the numbers that operators know them by, in the order in which they were
+/// opened.
+#[derive(Debug, Default)]
+pub(crate) struct SessionNumbers(Mutex<Numbered>);
+
+#[derive(Debug, Default)]
+struct Numbered {
+    last: u64,
+    ids: BTreeMap<SessionNumber, SessionId>,
+}
+
+impl SessionNumbers {
+    /// A number that no session had before.
+    pub(crate) fn next(&self) -> SessionNumber {
+        let mut numbered = self.0.lock();
+        numbered.last += 1;
+        SessionNumber::new(numbered.last)
+    }
+
+    pub(crate) fn insert(&self, number: SessionNumber, id: SessionId) {
+        self.0.lock().ids.insert(number, id);
+    }
+
+    pub(crate) fn remove(&self, number: SessionNumber) {
+        self.0.lock().ids.remove(&number);
+    }
+
+    pub(crate) fn get(&self, number: SessionNumber) -> Option<SessionId> {
+        self.0.lock().ids.get(&number).copied()
+    }
+
+    /// The first `most` sessions after `last`.
+    pub(crate) fn after(
+        &self,
+        last: SessionNumber,
+        most: usize,
+    ) -> Vec<(SessionNumber, SessionId)> {
+        let numbered = self.0.lock();
+        let rest = numbered.ids.range((Bound::Excluded(last), Bound::Unbounded));
+        rest.take(most).map(|(number, id)| (*number, *id)).collect()
     }
 }

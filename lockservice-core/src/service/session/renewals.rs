@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::clock::{Clock, Time, hi};
+use crate::id::SessionHandle;
 use crate::sync::Mutex;
 
 /// A session's promise (P1): when it was last renewed, and whether it is over. Shared with its
@@ -15,6 +16,8 @@ use crate::sync::Mutex;
 #[derive(Debug)]
 pub(crate) struct Renewals {
     pub(crate) ttl: Duration,
+    /// The session, as operators name it.
+    pub(crate) handle: SessionHandle,
     /// The name of the client, for operators.
     pub(crate) client: Box<str>,
     kept: Mutex<Kept>,
@@ -25,16 +28,26 @@ pub(crate) struct Renewals {
 #[derive(Debug)]
 struct Kept {
     renewed: Time,
-    /// It lapsed, or was given up. That is for ever.
-    over: bool,
+    standing: Standing,
+}
+
+/// How far a promise has come. It never goes back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Standing {
+    Renewable,
+    /// Nothing is renewed or granted any more. What was promised holds until it lapses.
+    Stopped,
+    /// It lapsed, or was given up.
+    Over,
 }
 
 impl Renewals {
-    pub(super) fn new(ttl: Duration, client: &str, now: Time) -> Self {
+    pub(super) fn new(ttl: Duration, handle: SessionHandle, client: &str, now: Time) -> Self {
         Self {
             ttl,
+            handle,
             client: client.into(),
-            kept: Mutex::new(Kept { renewed: now, over: false }),
+            kept: Mutex::new(Kept { renewed: now, standing: Standing::Renewable }),
             still_running: OnceLock::new(),
         }
     }
@@ -44,38 +57,55 @@ impl Renewals {
         self.still_running.get().map_or("", String::as_str)
     }
 
-    /// Renews the promise. Returns what was left of it, raw; `None` if it is over.
+    /// Renews the promise. Returns what was left of it, raw; `None` if it is stopped or over.
     pub(super) fn renew(&self, clock: &dyn Clock) -> Option<Duration> {
-        self.decide(clock, |kept, now| {
+        self.decide(clock, Standing::Renewable, |kept, now| {
             let left = (kept.renewed + self.ttl).remaining(now);
             kept.renewed = now;
             left
         })
     }
 
-    /// The rest of the promise, raw and not zero; `None` if it is over.
+    /// The rest of the promise for a grant, raw and not zero; `None` if it is stopped or over.
     pub(crate) fn remaining(&self, clock: &dyn Clock) -> Option<Duration> {
-        let left = self.decide(clock, |kept, now| (kept.renewed + self.ttl).remaining(now));
-        left.filter(|left| !left.is_zero())
+        let rest = |kept: &mut Kept, now| (kept.renewed + self.ttl).remaining(now);
+        self.decide(clock, Standing::Renewable, rest).filter(|left| !left.is_zero())
     }
 
     /// When the promise lapses unless it is renewed, and the reading by which it has not yet;
     /// `None` if it is over.
-    pub(super) fn lapses(&self, clock: &dyn Clock) -> Option<(Time, Time)> {
-        self.decide(clock, |kept, now| (kept.renewed + hi(self.ttl), now))
+    pub(crate) fn lapses(&self, clock: &dyn Clock) -> Option<(Time, Time)> {
+        self.decide(clock, Standing::Stopped, |kept, now| (kept.renewed + hi(self.ttl), now))
     }
 
-    /// Nothing is renewed or granted any more.
+    /// Nothing is renewed or granted any more. What was promised is kept until it lapses (P5).
+    pub(super) fn stop(&self) {
+        self.advance_to(Standing::Stopped);
+    }
+
+    /// Nothing is promised any more.
     pub(super) fn end(&self) {
-        self.kept.lock().over = true;
+        self.advance_to(Standing::Over);
     }
 
-    /// Acts on a promise that is not over now. One that has lapsed, hi(ttl) after its last renewal,
-    /// is over from here on.
-    fn decide<T>(&self, clock: &dyn Clock, act: impl FnOnce(&mut Kept, Time) -> T) -> Option<T> {
+    fn advance_to(&self, standing: Standing) {
+        let mut kept = self.kept.lock();
+        kept.standing = kept.standing.max(standing);
+    }
+
+    /// Acts on a promise that has come no further than `most`. One that has lapsed, hi(ttl) after
+    /// its last renewal, is over from here on.
+    fn decide<T>(
+        &self,
+        clock: &dyn Clock,
+        most: Standing,
+        act: impl FnOnce(&mut Kept, Time) -> T,
+    ) -> Option<T> {
         let mut kept = self.kept.lock();
         let now = clock.now();
-        kept.over |= now >= kept.renewed + hi(self.ttl);
-        (!kept.over).then(|| act(&mut kept, now))
+        if now >= kept.renewed + hi(self.ttl) {
+            kept.standing = Standing::Over;
+        }
+        (kept.standing <= most).then(|| act(&mut kept, now))
     }
 }

@@ -1,19 +1,37 @@
 //! [`SessionState`]: the queues of a session's transactions, and what they weigh together.
 
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnNumber;
+use crate::service::session::kill::KillWaiter;
 use crate::service::session::queue::{NumberedBy, TxnQueue};
 use crate::service::session::quota::Charge;
+use crate::service::txn::TxnRecord;
 use crate::spare::shrunk;
 
 /// Transactions of a session for which it keeps the memory of its map.
 const TXNS_KEPT: usize = 64;
 
+/// How far a session has come. It never goes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    Open,
+    /// It takes no operation and is not renewed, and its transactions keep their locks.
+    Stopped,
+    /// Its transactions were given up.
+    Over,
+}
+
 #[derive(Debug)]
 pub(super) struct SessionState {
-    pub(super) open: bool,
+    pub(super) stage: Stage,
+    /// The transactions of a session that is stopped.
+    pub(super) stopped: Vec<Arc<TxnRecord>>,
+    /// Those who wait for the end of a session that was killed.
+    pub(super) killers: Vec<KillWaiter>,
     pub(super) txns: HashMap<TxnNumber, Box<TxnQueue>, foldhash::fast::RandomState>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has
     /// ended (T3).

@@ -57,8 +57,13 @@ impl ServiceInner {
     }
 
     /// Ends transactions whose owner is gone: those that validate are first made unable to commit
-    /// (C4), the others are released at once.
-    pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>) {
+    /// (C4), the others are released at once. Calls `told` when all are released, except those of
+    /// which it is known that their commit is in flight.
+    pub(crate) fn abandon(
+        self: &Arc<Self>,
+        txns: Vec<Arc<TxnRecord>>,
+        told: impl FnOnce(Vec<TxnId>) + Send + 'static,
+    ) {
         let mut validating = Vec::new();
         for txn in txns {
             if !txn.at_engine().close() {
@@ -74,9 +79,11 @@ impl ServiceInner {
                 self.force_end(&txn);
             }
         }
-        if !validating.is_empty() {
+        if validating.is_empty() {
+            told(Vec::new());
+        } else {
             let inner = Arc::clone(self);
-            self.spawn(async move { inner.fence_then_release(validating).await });
+            self.spawn(async move { inner.fence_then_release(validating, told).await });
         }
     }
 
@@ -87,13 +94,21 @@ impl ServiceInner {
         self.left(txn, released);
     }
 
-    async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>) {
+    async fn fence_then_release(
+        self: Arc<Self>,
+        mut txns: Vec<Arc<TxnRecord>>,
+        told: impl FnOnce(Vec<TxnId>),
+    ) {
+        let mut told = Some(told);
         let mut pause = RETRY_FIRST;
         while !txns.is_empty() {
             if self.is_sealed() {
                 // Nothing is granted here any more, as in `abandon`, and no call would end this
                 // task.
                 txns.iter().for_each(|txn| self.force_end(txn));
+                if let Some(told) = told.take() {
+                    told(Vec::new());
+                }
                 return;
             }
             let ids: Vec<TxnId> = txns.iter().map(|txn| txn.id).collect();
@@ -110,6 +125,11 @@ impl ServiceInner {
                     txns = rest;
                     for txn in &fenced {
                         self.force_end(txn);
+                    }
+                    if txns.iter().all(|txn| response.committing.contains(&txn.id))
+                        && let Some(told) = told.take()
+                    {
+                        told(txns.iter().map(|txn| txn.id).collect());
                     }
                     // Their tombstones go with the floor of this incarnation, which rises past them
                     // now (C4).

@@ -232,7 +232,7 @@ impl Txn {
 impl Drop for Txn {
     fn drop(&mut self) {
         if !self.is_over {
-            self.inner.abandon(vec![Arc::clone(&self.record)]);
+            self.inner.abandon(vec![Arc::clone(&self.record)], |_| ());
         }
     }
 }

@@ -176,6 +176,11 @@ impl Waits {
         NotedWait { waits: self, number }
     }
 
+    /// The number of calls that wait.
+    pub(in crate::service) fn count(&self) -> usize {
+        self.schedule.lock().calls.len()
+    }
+
     /// There is another listener, which has no notice yet.
     pub(in crate::service) fn renew(&self, now: Time) {
         self.schedule.lock().renew(now);

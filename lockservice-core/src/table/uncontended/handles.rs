@@ -161,6 +161,12 @@ impl TxnHandle {
         holds.tidy(self.id, places);
     }
 
+    /// The number of its holds that are uncontended.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(in crate::table) fn uncontended_count(&self, places: &TablePlaces) -> usize {
+        self.holds.lock().list.iter().filter(|hold| hold.is_held(self.id, places)).count()
+    }
+
     /// Begins a call that goes the general way. Until the guard is dropped,
     /// [`lock_row`](crate::table::LockEngine::lock_row) grants nothing to this transaction (T2).
     pub fn begin_call(&self) -> CallGuard<'_> {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
-use lockservice_core::{GroupName, TableName, TableRef};
+use lockservice_core::{GroupName, SessionHandle, TableName, TableRef};
 
 use super::exit::Failure;
 use crate::client::Client;
@@ -70,6 +70,13 @@ pub(crate) enum Command {
     Waits(ListArgs),
     /// List which node every lock table is bound to.
     Binds(ClientArgs),
+    /// List the sessions of a node, and who has them.
+    Sessions(ClientArgs),
+    /// List the transactions of a node.
+    Txns(ClientArgs),
+    /// End a session of a client.
+    #[command(subcommand)]
+    Session(SessionCommand),
     /// Drop a lock table.
     #[command(subcommand)]
     Table(TableCommand),
@@ -131,6 +138,32 @@ pub(crate) enum TokenCommand {
     /// Print a new token, and on stderr the line for the identity of its owner: the server gets
     /// only its hash.
     New,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionCommand {
+    /// End a session, as if it had lapsed. Its client is told to stop its work. Its locks go to
+    /// others once the client has confirmed that, or its time has run out, which the command waits
+    /// for.
+    Kill {
+        /// The session, from the list of sessions.
+        #[arg(value_name = "HANDLE")]
+        session: SessionHandle,
+        #[command(flatten)]
+        how: KillArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Why: the client and the server's log get to read it.
+    #[arg(long)]
+    pub(crate) reason: String,
+    /// Release the locks at once. The client may still be working under them.
+    #[arg(long)]
+    pub(crate) now: bool,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
 }
 
 #[derive(Debug, Subcommand)]

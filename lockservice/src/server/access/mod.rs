@@ -9,7 +9,7 @@
 //! | `Locks`; `Allocator`: `BeginCommit`, `FinishCommit`, `Latest` | `client`, in its tables |
 //! | `Admin`: `ListLocks`, `ListWaits` of a table | `client` in its tables, or `operator` |
 //! | the same of all tables, `ListBinds` | `client` of all tables, or `operator` |
-//! | `Admin`: `DropTable` | `operator` |
+//! | `Admin`: `DropTable`, `ListSessions`, `ListTxns`, `KillSession` | `operator` |
 //! | `Allocator`: `Status` | `peer` or `operator` |
 //! | `Peer`, and everything on the port for other nodes | `peer` |
 //! | `Admin`: `GetNode`, reflection | any identity |
@@ -181,6 +181,14 @@ impl Principal {
     /// The caller of a call that was admitted.
     pub(crate) fn of(extensions: &Extensions) -> Self {
         extensions.get::<Self>().cloned().unwrap_or(Self::Anyone)
+    }
+
+    /// The name of its identity; empty if callers have none.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Anyone => "",
+            Self::Known(known) => &known.identity.name,
+        }
     }
 
     fn is(&self, name: &str) -> bool {

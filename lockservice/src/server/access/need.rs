@@ -94,6 +94,9 @@ mod tests {
             ("/lockservice.v1.Admin/GetNode", Need::Known),
             ("/lockservice.v1.Admin/ListBinds", Need::ClientOrOperator),
             ("/lockservice.v1.Admin/DropTable", Need::Operator),
+            ("/lockservice.v1.Admin/ListSessions", Need::Operator),
+            ("/lockservice.v1.Admin/ListTxns", Need::Operator),
+            ("/lockservice.v1.Admin/KillSession", Need::Operator),
             // One that a later version adds.
             ("/lockservice.v1.Admin/Drain", Need::Operator),
             ("/lockservice.v1.Peer/Report", Need::Peer),

@@ -1,0 +1,183 @@
+//! Sessions that an operator ends. A kill is a lapse that was decided by an operator: the client
+//! learns that the session is lost, nothing more is renewed or granted, and the locks are released
+//! once the client has confirmed that its work stopped, or its promise has run out (P5).
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{SessionHandle, TxnId};
+use crate::service::LockService;
+use crate::service::session::Session;
+use crate::service::session::state::Stage;
+
+/// Longest reason for a kill.
+pub const REASON_BYTES_MAX: usize = 255;
+
+/// What ended a session that was killed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum KillEnd {
+    /// Its client gave it up: its work has stopped.
+    Confirmed,
+    /// Its promise has run out: a client that keeps to it has stopped its work.
+    Lapsed,
+    /// The operator did not wait. Work of the client may still be running.
+    Forced,
+    /// The service was sealed: it grants nothing any more.
+    Sealed,
+}
+
+impl KillEnd {
+    /// Its stable name, as it goes over the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Lapsed => "lapsed",
+            Self::Forced => "forced",
+            Self::Sealed => "sealed",
+        }
+    }
+
+    /// The end with this [`name`](Self::name).
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Confirmed, Self::Lapsed, Self::Forced, Self::Sealed]
+            .into_iter()
+            .find(|end| end.name() == name)
+    }
+}
+
+/// What came of a kill.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Killed {
+    /// What ended the session.
+    pub end: KillEnd,
+    /// Its transactions whose commit is in flight. They are left alone (C4): their locks are
+    /// released when the commit has ended. All others are released.
+    pub committing: Vec<TxnId>,
+}
+
+/// A kill that has begun. It goes on if this is dropped.
+#[derive(Debug)]
+#[must_use = "it says for how long the locks stay"]
+pub struct KillUnderWay {
+    /// The client of the session.
+    pub client: String,
+    /// The number of its transactions.
+    pub txns: usize,
+    /// For how long the locks are kept at most, unless a commit is in flight: until the promise of
+    /// the session has run out. Zero if they are not kept.
+    pub kept: Duration,
+    told: oneshot::Receiver<Killed>,
+}
+
+impl KillUnderWay {
+    /// Resolves when the locks were released, except those of transactions whose commit is in
+    /// flight.
+    ///
+    /// # Errors
+    /// `Unavailable` if the server went first: no other gets the locks before its lease has run
+    /// out, or it has resigned.
+    ///
+    /// # Cancel safety
+    /// The kill goes on.
+    pub async fn done(self) -> Result<Killed> {
+        self.told.await.map_err(|_| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "the server went before the kill was done: the locks go to others when its lease \
+                    is over",
+            )
+        })
+    }
+}
+
+/// Waits for the end of a session that was killed.
+#[derive(Debug)]
+pub(super) struct KillWaiter(oneshot::Sender<Killed>);
+
+impl KillWaiter {
+    pub(super) fn tell(self, end: KillEnd, committing: &[TxnId]) {
+        // It may have gone: a kill goes on without it.
+        let _ = self.0.send(Killed { end, committing: committing.to_vec() });
+    }
+}
+
+impl LockService {
+    /// Ends a session for an operator, with a `reason` of at most [`REASON_BYTES_MAX`] bytes,
+    /// without control characters, that its client gets to read.
+    ///
+    /// Its client learns that the session is lost. Its locks are released once the client has given
+    /// the session up, or the promise has run out (P5). If `now`, they are released at once: work
+    /// that they protect may still be running then. A kill of a session that is being killed joins
+    /// the first, and may only hasten it.
+    ///
+    /// # Errors
+    /// `SessionNotFound`: it has ended, or another incarnation opened it. `InvalidArgument` for a
+    /// reason out of bounds. Nothing was done then.
+    pub fn kill_session(
+        &self,
+        handle: SessionHandle,
+        reason: &str,
+        now: bool,
+    ) -> Result<KillUnderWay> {
+        check_reason(reason)?;
+        let id = (handle.service == self.inner.id)
+            .then(|| self.inner.session_numbers.get(handle.number))
+            .flatten();
+        let session = id.and_then(|id| self.session(id).ok());
+        session.and_then(|session| session.kill(reason, now)).ok_or_else(|| {
+            Error::new(
+                ErrorKind::SessionNotFound,
+                "this node has no session with this handle, or no longer: list its sessions",
+            )
+            .with("session", handle)
+        })
+    }
+}
+
+fn check_reason(reason: &str) -> Result<()> {
+    if (1..=REASON_BYTES_MAX).contains(&reason.len()) && !reason.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        "give a reason, without control characters and not at such length",
+    )
+    .with("bytes", reason.len())
+    .with("limit", REASON_BYTES_MAX))
+}
+
+impl Session {
+    /// `None` if the session is over.
+    fn kill(&self, reason: &str, now: bool) -> Option<KillUnderWay> {
+        let why = Error::new(
+            ErrorKind::Killed,
+            format!(
+                "an operator ended the session ({reason}): stop the protected work, then close the \
+                    session"
+            ),
+        );
+        let (tell, told) = oneshot::channel();
+        {
+            let mut state = self.record.state.lock();
+            if state.stage == Stage::Over {
+                return None;
+            }
+            state.killers.retain(|killer| !killer.0.is_closed());
+            state.killers.push(KillWaiter(tell));
+        }
+        self.stop(&why);
+        let renewals = &self.record.renewals;
+        let kept = match renewals.lapses(&**self.inner.parts.env.clock()) {
+            Some((lapses, at)) if !now => lapses.remaining(at),
+            _ => Duration::ZERO,
+        };
+        let txns = self.record.state.lock().stopped.len();
+        if now {
+            self.finish(why, KillEnd::Forced);
+        }
+        Some(KillUnderWay { client: renewals.client.to_string(), txns, kept, told })
+    }
+}
