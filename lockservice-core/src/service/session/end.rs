@@ -151,12 +151,13 @@ impl Session {
             state.charge = Charge::default();
             (std::mem::take(&mut state.stopped), std::mem::take(&mut state.killers))
         };
+        // A session that was killed has another reason than its end.
+        let first = self.why_lost();
         let counted = match end {
-            _ if !killers.is_empty() => SessionEnd::Killed,
+            _ if first.kind() == ErrorKind::Killed => SessionEnd::Killed,
             KillEnd::Confirmed => SessionEnd::Closed,
-            KillEnd::Lapsed => SessionEnd::Lapsed,
-            KillEnd::Forced => SessionEnd::Killed,
-            KillEnd::Sealed => SessionEnd::with(why.kind()),
+            KillEnd::Lapsed | KillEnd::Forced => SessionEnd::Lapsed,
+            KillEnd::Sealed => SessionEnd::with(first.kind()),
         };
         self.inner.metrics().session_ended(counted);
         if counted != SessionEnd::Closed {
@@ -167,7 +168,7 @@ impl Session {
                 txns = txns.len(),
                 reason = counted.name(),
                 "a session is lost: {}",
-                why.message()
+                first.message()
             );
         }
         self.end_with(Ending::Over(why));
