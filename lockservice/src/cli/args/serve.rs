@@ -23,9 +23,10 @@ PostgreSQL the URL can do without it: PGPASSWORD, or the password file of PGPASS
 The first SIGINT or SIGTERM stops the server in order: its locks are given up, and the next start \
 need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the \
 terminal \
-has gone if the server was started from one; else certificates, identities and the setting `log` of \
---config are read again. The first two are read again without it too, some seconds after they have \
-changed. Without --log RUST_LOG says what is logged; lines that are not read are dropped and counted.
+has gone if the server was started from one; else certificates, identities and the setting `log` \
+of --config are read again. The first two are read again without it too, some seconds after they \
+have changed. Without --log RUST_LOG says what is logged; lines that are not read are dropped and \
+counted.
 
 With identities only callers that they name are served. Each is a table of the file of --config or \
 --identity-file, and is known by a token (lockservice token new) or by the common name of its \

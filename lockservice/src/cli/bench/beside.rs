@@ -43,8 +43,8 @@ impl Beside {
             #[cfg(not(feature = "pg"))]
             Some("postgres" | "postgresql") => Err(not_built("pg", "PostgreSQL")),
             _ => Err(Failure::usage(
-                "--beside names nothing that is known: write echo, tcp, etcd://HOST, redis://HOST or \
-                 postgres://USER@HOST/DATABASE",
+                "--beside names nothing that is known: write echo, tcp, etcd://HOST, redis://HOST \
+                 or postgres://USER@HOST/DATABASE",
             )),
         }
     }

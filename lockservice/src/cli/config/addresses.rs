@@ -72,8 +72,8 @@ impl Config {
         !self.insecure && !closed
     }
 
-    /// The addresses to listen on for monitoring, tried in this order, if clients are listened to on
-    /// `clients`; `None` if there is no such listener. Fails if the address is that of clients.
+    /// The addresses to listen on for monitoring, tried in this order, if clients are listened to
+    /// on `clients`; `None` if there is no such listener. Fails if the address is that of clients.
     ///
     /// It may be reached from other machines without further ado: what it says names no table, key
     /// or client, and it changes nothing.
