@@ -50,7 +50,7 @@ const HEAP_BLOCK_BYTES: usize = 16;
 
 /// A row in its shard, its place in the shard's index and order, and in the list of its
 /// transaction.
-const ROW_BYTES: usize = 83;
+const ROW_BYTES: usize = 85;
 
 /// The entry of a row, with its first holder, and the mark in the shard.
 const ROW_ENTRY_BYTES: usize = 170;

@@ -202,7 +202,7 @@ pub struct EngineSettings {
     /// The most memory that the locks and waits of this node may use, in bytes, as estimated: that
     /// is what the process uses within a fifth, for many locks of one kind. Default 1 GiB.
     ///
-    /// A row that no other transaction wants takes about 83 bytes. One that another transaction has
+    /// A row that no other transaction wants takes about 85 bytes. One that another transaction has
     /// met takes about 310, and is kept beyond the limit; then calls are refused. A key of more
     /// than 22 bytes adds its length, once or up to three times.
     pub lock_bytes_max: usize,

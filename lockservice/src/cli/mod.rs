@@ -30,6 +30,7 @@ mod limits;
 mod list;
 mod lock;
 mod log;
+mod memory;
 mod monitoring;
 mod node;
 mod outer;

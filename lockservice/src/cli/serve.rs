@@ -18,6 +18,7 @@ use super::config::{Config, IdentityFiles, misconfigured};
 use super::exit::{self, Failure, say_note};
 use super::limits;
 use super::log::Log;
+use super::memory;
 use super::node::{Ending, Joined, Node, Waiting};
 use super::signals::Ignored;
 use super::sink;
@@ -31,6 +32,7 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     let (config, origin) = Config::load(args, std::env::vars_os())?;
     let log = Log::start(&config, args, json);
+    memory::give_back();
     origin.say(json);
     limits::allow_connections(config.server.connections_max, json);
     let runtime = tokio::runtime::Builder::new_multi_thread()

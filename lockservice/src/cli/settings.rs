@@ -23,7 +23,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("identity_file", "TOML file with more [[identity]] tables"),
     ("identity", "who may do what: [[identity]] tables; empty: everyone everything"),
     ("tls.peer_ca", "PEM file of the CAs of the other nodes; empty: that of client_ca"),
-    ("log", "what is logged: warn, info, lockservice=debug, …; empty: as RUST_LOG says, or warn"),
+    ("log", "what is logged, for example info; empty: as RUST_LOG says, or warn"),
     ("log_format", "text or json; empty: json with --json"),
     ("start_ms_max", "how long a start may wait for the store and a leader; 0: without an end"),
     ("server.message_bytes_max", "largest message that is accepted"),

@@ -72,15 +72,18 @@ fn logged(server: &Server, said: &str) -> Value {
 #[test]
 fn a_wait_that_is_slow_is_logged_with_its_holder_and_once_more_when_it_is_over() {
     let server = Server::start_with(&["--slow-wait", "100ms"]);
-    let (holder, _) = server.hold(&["jobs", "nightly", "--name", "first"]);
-    let waiter = server.lock(&["jobs", "nightly", "--name", "second"], "true");
+    let (holder, _) = server.hold(&["jobs", "nightly"]);
+    let waiter = server.lock(&["jobs", "nightly"], "true");
     let slow = logged(&server, "waits for long");
     assert_eq!(
         (&slow["level"], &slow["target"]),
         (&"WARN".into(), &"lockservice::slow_wait".into())
     );
-    assert!(slow["client"].as_str().unwrap().contains("second"), "{slow}");
-    assert!(slow["holder_client"].as_str().unwrap().contains("first"), "{slow}");
+    let is_of = |client: &Value, of: &Running| {
+        client.as_str().unwrap().ends_with(&format!(":{}", of.child.id()))
+    };
+    assert!(is_of(&slow["client"], &waiter), "{slow}");
+    assert!(is_of(&slow["holder_client"], &holder), "{slow}");
     assert_eq!((&slow["item"], &slow["granted"]), (&"nightly".into(), &true.into()));
     assert!(slow["table"].as_str().unwrap().contains("jobs"), "{slow}");
     holder.signal(Signal::TERM);

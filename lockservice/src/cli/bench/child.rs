@@ -16,7 +16,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use super::{echo, tcp};
 use crate::cli::args::{BenchServerArgs, Serves};
 use crate::cli::exit::{self, Failure};
-use crate::cli::{serve, signals};
+use crate::cli::{memory, serve, signals};
 
 /// The longest time that a server may take to start.
 const START_MAX: Duration = Duration::from_secs(10);
@@ -93,6 +93,7 @@ pub(crate) fn serve(args: &BenchServerArgs) -> Result<(), Failure> {
     let result = runtime.block_on(async {
         match args.serves {
             Serves::Locks => {
+                memory::give_back();
                 let server = serve::in_memory().await?;
                 say_address(&server.address.to_string());
                 end_of_stdin().await;
