@@ -151,6 +151,8 @@ impl Session {
             state.charge = Charge::default();
             (std::mem::take(&mut state.stopped), std::mem::take(&mut state.killers))
         };
+        // First, for the thread that has stopped the session may not have told its reason yet.
+        self.end_with(Ending::Over(why));
         // A session that was killed has another reason than its end.
         let first = self.why_lost();
         let counted = match end {
@@ -171,7 +173,6 @@ impl Session {
                 first.message()
             );
         }
-        self.end_with(Ending::Over(why));
         self.inner.abandon(txns, move |committing| {
             killers.into_iter().for_each(|killer| killer.tell(end, &committing));
         });
