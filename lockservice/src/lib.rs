@@ -48,6 +48,7 @@
 //! | `token` | bearer tokens, and what a server keeps of them |
 //! | `frame` | the frames of session streams, as bytes |
 //! | `cli` | the command line |
+//! | `fuzzing` | what a fuzzer feeds bytes to |
 
 pub use lockservice_core as core;
 
@@ -63,6 +64,9 @@ pub mod codec;
 pub mod convert;
 #[cfg(any(feature = "server", feature = "client"))]
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod metrics;
 #[cfg(feature = "server")]

@@ -55,6 +55,8 @@ use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 use self::args::{Cli, Command};
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::config::fuzz_settings;
 use self::exit::Failure;
 
 /// Runs the command that the process's arguments name, and returns its exit status.

@@ -115,18 +115,29 @@ impl Config {
         args: &ServeArgs,
         env: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<(Self, Origin), Failure> {
-        let config = |sentence: String| Failure::new(exit::CONFIG, "config", sentence);
-        let defaults = Figment::from(Serialized::defaults(Self::default()));
-        let mut figment = defaults.clone();
-        let file = args.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        if let Some(path) = &args.config {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                config(format!(
+        let text = args.config.as_ref().map(|path| {
+            std::fs::read_to_string(path).map_err(|error| {
+                let file = path.display();
+                failure(format!(
                     "cannot read the configuration file {file}: {error}; check --config and \
                         LOCKSERVICE_CONFIG"
                 ))
-            })?;
-            figment = figment.merge(Toml::string(&text));
+            })
+        });
+        Self::merge(text.transpose()?.as_deref(), args, env)
+    }
+
+    /// As [`load`](Self::load); `text` is that of the file.
+    pub(crate) fn merge(
+        text: Option<&str>,
+        args: &ServeArgs,
+        env: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<(Self, Origin), Failure> {
+        let defaults = Figment::from(Serialized::defaults(Self::default()));
+        let mut figment = defaults.clone();
+        let file = args.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        if let Some(text) = text {
+            figment = figment.merge(Toml::string(text));
         }
         let environment = Environment::new(&defaults, env)?;
         let origin = Origin {
@@ -138,7 +149,7 @@ impl Config {
         let mut merged: Self = figment.extract().map_err(|errors| {
             let all: Vec<String> =
                 errors.into_iter().map(|error| describe(&error, &file)).collect();
-            config(all.join("; "))
+            failure(all.join("; "))
         })?;
         merged.apply(args);
         merged.check()?;
@@ -250,6 +261,10 @@ impl Config {
     }
 }
 
+fn failure(sentence: String) -> Failure {
+    Failure::new(exit::CONFIG, "config", sentence)
+}
+
 /// The failure for a setting, or a file of one, that cannot be used.
 pub(crate) fn misconfigured(error: Error) -> Failure {
     Failure { status: exit::CONFIG, ..Failure::from(error) }
@@ -282,6 +297,27 @@ fn describe(error: &figment::Error, file: &str) -> String {
         }
         _ if path.is_empty() => format!("{}: {}; correct it", place(""), error.kind),
         kind => format!("the key {path:?} in {} is wrong: {kind}; correct it", place(&path)),
+    }
+}
+
+/// A configuration file.
+///
+/// # Panics
+/// If a refusal is not one sentence or more.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_settings(input: &[u8]) {
+    use clap::Parser as _;
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let cli = super::args::Cli::try_parse_from(["lockservice", "serve", "--config", "lock.toml"])
+        .expect("these flags are right");
+    let super::args::Command::Serve(args) = cli.command else { return };
+    match Config::merge(Some(text), &args, std::iter::empty()) {
+        Ok((config, _)) => {
+            drop((config.store_url(), config.node()));
+            let identities = identities::parse(text, std::path::Path::new("lock.toml"));
+            drop(identities.and_then(|all| crate::server::Access::new(&all)));
+        }
+        Err(failure) => assert!(!failure.sentence.is_empty()),
     }
 }
 
