@@ -70,7 +70,8 @@ const MESSAGES: [fn(Bytes); 24] = [
     |m| round(m, convert::txn_status_from_proto, convert::txn_status_to_proto),
     |m| round(m, |m| convert::killed_from_proto(&m), convert::killed_to_proto),
     |m| {
-        let granted = |m: proto::Locked| convert::granted_from_proto(&m, &mut KnownTables::default());
+        let granted =
+            |m: proto::Locked| convert::granted_from_proto(&m, &mut KnownTables::default());
         round(m, granted, |it| convert::granted_to_proto(it, proto::Locked::default()));
     },
     |m| {

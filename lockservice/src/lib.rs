@@ -47,6 +47,7 @@
 //! | `tls`, `reload` | certificates, and handshakes; files that are read again when they change |
 //! | `token` | bearer tokens, and what a server keeps of them |
 //! | `frame` | the frames of session streams, as bytes |
+//! | `trace` | the way of a trace over processes |
 //! | `cli` | the command line |
 //! | `fuzzing` | what a fuzzer feeds bytes to |
 
@@ -82,6 +83,8 @@ pub mod store;
 mod tls;
 #[cfg(feature = "server")]
 pub mod token;
+#[cfg(any(feature = "server", feature = "client"))]
+pub mod trace;
 
 use std::sync::Arc;
 

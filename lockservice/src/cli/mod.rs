@@ -18,6 +18,7 @@
 //! | `output.rs, sink.rs, exit.rs` | results on stdout, lines on stderr, exit statuses |
 //! | `settings.rs` | the text of `serve --help` about every setting |
 //! | `monitoring.rs` | the listener for metrics and health |
+//! | `traces.rs` | the export of traces |
 //! | `limits.rs` | the number of files that the process may have open |
 
 mod args;
@@ -44,6 +45,8 @@ mod store;
 mod supervise;
 mod table;
 mod token;
+#[cfg(feature = "otel")]
+mod traces;
 mod waiting;
 
 use std::ffi::OsStr;

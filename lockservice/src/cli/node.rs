@@ -133,6 +133,8 @@ impl Node {
             address: advertised.clients,
             settings: config.service,
             metrics: Arc::clone(&measured.service),
+            #[cfg(feature = "otel")]
+            continue_trace: crate::trace::continue_trace,
             ..ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, name)
         };
         let service = start_patiently(&parts, may_pass, |e| waiting.say_error(e)).await?;

@@ -31,14 +31,26 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Runs a server. Returns the exit status.
 pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     let (config, origin) = Config::load(args, std::env::vars_os())?;
-    let log = Log::start(&config, args, json);
-    memory::give_back();
-    origin.say(json);
-    limits::allow_connections(config.server.connections_max, json);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(super::no_runtime)?;
+    // Dropped before the runtime, which carries the last spans.
+    #[cfg(feature = "otel")]
+    let traces = {
+        let _entered = runtime.enter();
+        super::traces::Traces::start(&config)?
+    };
+    let log = Log::start(
+        &config,
+        args,
+        json,
+        #[cfg(feature = "otel")]
+        traces.as_ref(),
+    );
+    memory::give_back();
+    origin.say(json);
+    limits::allow_connections(config.server.connections_max, json);
     let identities = IdentityFiles::load(&config, args.config.as_deref());
     runtime.block_on(serve(config, identities.map_err(misconfigured)?, log, json))
 }

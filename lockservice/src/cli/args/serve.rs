@@ -74,6 +74,10 @@ pub(crate) struct ServeArgs {
     /// [default: none].
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<String>,
+    /// Export traces of lock calls to this collector of OpenTelemetry, for example
+    /// http://127.0.0.1:4317 (OTLP over gRPC) [default: none].
+    #[arg(long, value_name = "URL")]
+    pub(crate) traces: Option<String>,
     /// The store of the binds: file:PATH, rocks:PATH, postgres://…, redis://… or memory:
     /// [default: file:./lockservice.db]. For one with a password see below.
     #[arg(long, value_name = "URL")]
@@ -143,6 +147,7 @@ impl ServeArgs {
             ("--peer-listen", self.peer_listen.is_some()),
             ("--peer-advertise", self.peer_advertise.is_some()),
             ("--metrics", self.metrics.is_some()),
+            ("--traces", self.traces.is_some()),
             ("--store", self.store.is_some()),
             ("--node", self.node.is_some()),
             ("--config", self.config.is_some()),

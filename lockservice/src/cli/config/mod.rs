@@ -53,6 +53,9 @@ pub(crate) struct Config {
     pub(crate) peer_advertise: String,
     /// Address for metrics and health over HTTP, HOST:PORT. Default (empty): none.
     pub(crate) metrics: String,
+    /// The URL of the collector that gets traces of lock calls (OTLP over gRPC). Default (empty):
+    /// none.
+    pub(crate) traces: String,
     /// The store of the binds: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or
     /// `memory:`. Default `file:./lockservice.db`.
     pub(crate) store: String,
@@ -92,6 +95,7 @@ impl Default for Config {
             peer_listen: String::new(),
             peer_advertise: String::new(),
             metrics: String::new(),
+            traces: String::new(),
             store: "file:./lockservice.db".to_owned(),
             node: String::new(),
             insecure: false,
@@ -167,6 +171,7 @@ impl Config {
         set(&mut self.peer_listen, &args.peer_listen);
         set(&mut self.peer_advertise, &args.peer_advertise);
         set(&mut self.metrics, &args.metrics);
+        set(&mut self.traces, &args.traces);
         set(&mut self.store, &args.store);
         set(&mut self.node, &args.node);
         set(&mut self.log, &args.log);
@@ -214,6 +219,13 @@ impl Config {
             .and_then(|()| self.tls.check());
         checked.map_err(misconfigured)?;
         log::filter(&self.log).map_err(misconfigured)?;
+        if !cfg!(feature = "otel") && !self.traces.is_empty() {
+            return Err(failure(
+                "this program was built without the export of traces: build it with the feature \
+                 otel, or leave the setting traces out"
+                    .to_owned(),
+            ));
+        }
         if self.tls.client_cert_optional && !self.has_identities() {
             return Err(Failure::new(
                 exit::CONFIG,
