@@ -5,6 +5,7 @@
 //! `integration/fuzz` runs them with libFuzzer; the test `fuzz_corpus` replays what it found.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use lockservice_core::Result;
 use lockservice_core::clock::Time;
@@ -64,7 +65,7 @@ const MESSAGES: [fn(Bytes); 24] = [
     |m| round(m, convert::forgetting_from_proto, convert::forgetting_to_proto),
     |m| round(m, convert::bind_from_proto, convert::bind_to_proto),
     |m| round(m, convert::lock_status_from_proto, convert::lock_status_to_proto),
-    |m| round(m, |m| convert::wait_status_from_proto(m, NOW), convert::wait_status_to_proto),
+    |m| round(m, |m| convert::wait_status_from_proto(m, now()), convert::wait_status_to_proto),
     |m| round(m, convert::bind_status_from_proto, convert::bind_status_to_proto),
     |m| round(m, convert::session_status_from_proto, convert::session_status_to_proto),
     |m| round(m, convert::txn_status_from_proto, convert::txn_status_to_proto),
@@ -94,7 +95,9 @@ const MESSAGES: [fn(Bytes); 24] = [
 const ITEMS_MAX: usize = 10_000;
 
 /// Any time that is late enough for waits to have begun before.
-const NOW: Time = Time::from_nanos(u64::MAX / 2);
+fn now() -> Time {
+    Time::from_origin(Duration::from_secs(1 << 32))
+}
 
 /// A value that was made of a message is the same once it has become a message again.
 fn round<M, T>(message: Bytes, from: impl Fn(M) -> Result<T>, to: impl Fn(&T) -> M)
