@@ -76,8 +76,8 @@ const MESSAGES: [fn(Bytes); 24] = [
         round(m, granted, |it| convert::granted_to_proto(it, proto::Locked::default()));
     },
     |m| {
-        let spec = |mut m: proto::LockOp| {
-            convert::lock_spec_from_proto(&mut m, ITEMS_MAX, &mut KnownTables::default())
+        let spec = |m: proto::LockOp| {
+            convert::lock_spec_from_proto(&m, ITEMS_MAX, &mut KnownTables::default())
         };
         round(m, spec, |it| convert::lock_spec_to_proto(it, proto::LockOp::default()));
     },
