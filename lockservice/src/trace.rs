@@ -8,8 +8,9 @@
 //! Spans have the target `lockservice::trace` and the level `info`. They are made only if a
 //! subscriber wants them, and at a server only for a call whose caller records its own.
 
-use lockservice_core::service::LockSpec;
-use lockservice_core::{Error, Result};
+#[cfg(feature = "client")]
+use lockservice_core::{Result, service::LockSpec};
+#[cfg(feature = "server")]
 use tonic::metadata::MetadataMap;
 use tracing::Span;
 
@@ -17,7 +18,9 @@ use tracing::Span;
 pub use self::otel::continue_trace;
 
 /// The headers of W3C Trace Context.
+#[cfg(feature = "server")]
 pub(crate) const PARENT: &str = "traceparent";
+#[cfg(feature = "server")]
 pub(crate) const STATE: &str = "tracestate";
 
 /// The target of the spans, for filters.
@@ -52,15 +55,11 @@ impl ClientCall {
 
     /// Ends the span.
     pub(crate) fn end<T>(self, outcome: &Result<T>) {
-        note(&self.0, outcome.as_ref().err());
-    }
-}
-
-fn note(span: &Span, error: Option<&Error>) {
-    match error {
-        None => drop(span.record("outcome", "granted")),
-        Some(e) => {
-            span.record("outcome", e.kind().name()).record("otel.status_code", "ERROR");
+        match outcome {
+            Ok(_) => drop(self.0.record("outcome", "granted")),
+            Err(e) => {
+                self.0.record("outcome", e.kind().name()).record("otel.status_code", "ERROR");
+            }
         }
     }
 }
