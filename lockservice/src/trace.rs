@@ -108,8 +108,10 @@ mod otel {
     use tracing::Span;
     use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-    /// For [`ServiceParts::continue_trace`](lockservice_core::service::ServiceParts::continue_trace)
-    /// in a process whose subscriber has a layer of `tracing-opentelemetry`.
+    /// For [`ServiceParts::continue_trace`], in a process whose subscriber has a layer of
+    /// `tracing-opentelemetry`.
+    ///
+    /// [`ServiceParts::continue_trace`]: lockservice_core::service::ServiceParts::continue_trace
     pub fn continue_trace(span: &Span, context: &TraceContext) {
         if let Some(parent) = to_span(context) {
             // It fails without such a layer: then nobody wants the span.

@@ -4,8 +4,10 @@
 //! A call with a context has a span `lock` (target `lockservice::trace`, level `info`), from its
 //! turn in its transaction to its outcome. In it are `bind`, while its table is not bound here, and
 //! `wait`, while others hold the locks. A subscriber may export them; with
-//! [`ServiceParts::continue_trace`](crate::service::ServiceParts::continue_trace) it makes the first
-//! a child of the caller's span. A call without a context costs one comparison.
+//! [`ServiceParts::continue_trace`] it makes the first a child of the caller's span. A call without
+//! a context costs one comparison.
+//!
+//! [`ServiceParts::continue_trace`]: crate::service::ServiceParts::continue_trace
 
 use tracing::Span;
 use tracing::field::Empty;
