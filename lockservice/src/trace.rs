@@ -1,9 +1,9 @@
 //! The way of a trace over processes (feature `otel`; without it these do nothing).
 //!
 //! A lock call has a span at its client, in the trace of the span in which it was made. The request
-//! carries the place of that span ([`TraceContext`]), and the spans of the server are its children:
-//! the call, the wait for a bind, the wait for a lock. The call of the leader that binds the table
-//! is a span of the leader's node.
+//! carries the place of that span, and the spans of the server are its children: the call, the wait
+//! for a bind, the wait for a lock. The call of the leader that binds the table is a span of the
+//! leader's node.
 //!
 //! Spans have the target `lockservice::trace` and the level `info`. They are made only if a
 //! subscriber wants them, and at a server only for a call whose caller records its own.
