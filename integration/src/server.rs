@@ -202,6 +202,11 @@ impl Server {
 
     /// Stops it in order, and waits until it has ended.
     pub async fn stop(mut self) -> ExitStatus {
+        self.stop_in_order().await
+    }
+
+    /// As [`stop`](Self::stop), for those who want to read its log afterwards.
+    pub async fn stop_in_order(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.ended().await
     }

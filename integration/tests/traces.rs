@@ -160,7 +160,7 @@ async fn a_collector_that_is_gone_costs_no_lock_call_and_is_told_once() {
     let mut serve = place.serve();
     // Nothing listens on this port.
     serve.args(["--traces", "http://127.0.0.1:1"]).env("OTEL_BSP_SCHEDULE_DELAY", "50");
-    let server = place.start_with(serve).await;
+    let mut server = place.start_with(serve).await;
     let complaint = "the collector of traces does not take spans";
     within("the log says that spans are dropped", async {
         while !server.log().contains(complaint) {
@@ -173,8 +173,9 @@ async fn a_collector_that_is_gone_costs_no_lock_call_and_is_told_once() {
         let mut lock = lock(&place, &parent(0xaa, "01"), &["t", "k", "--", "true"]);
         assert!(place.run(&mut lock).await.status.success());
     }
+    // The last spans are sent, in vain, before the process ends.
+    assert!(server.stop_in_order().await.success());
     assert_eq!(server.log().matches(complaint).count(), 1, "{}", server.log());
-    ended(server).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
