@@ -6,6 +6,7 @@
 //! | `args/` | the arguments of every command |
 //! | `config/` | settings from the command line, the environment and a file |
 //! | `serve.rs, node.rs` | `serve`: a server, and the start and stop of its node |
+//! | `starting.rs`, `node_state.rs` | what a start waits for; what the next process needs to know |
 //! | `lock/, outer.rs` | `lock`: a command that runs under a lock, also inside another one |
 //! | `supervise/` | the processes that end the command with its lock |
 //! | `signals.rs` | the signals that the wrapper takes for its command |
@@ -34,6 +35,7 @@ mod log;
 mod memory;
 mod monitoring;
 mod node;
+mod node_state;
 mod outer;
 mod output;
 mod patience;
@@ -41,6 +43,7 @@ mod serve;
 mod settings;
 mod signals;
 mod sink;
+mod starting;
 mod store;
 mod supervise;
 mod table;

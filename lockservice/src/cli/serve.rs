@@ -19,9 +19,10 @@ use super::exit::{self, Failure, say_note};
 use super::limits;
 use super::log::Log;
 use super::memory;
-use super::node::{Ending, Joined, Node, Waiting};
+use super::node::{Ending, Node};
 use super::signals::Ignored;
 use super::sink;
+use super::starting::{Joined, Waiting};
 use crate::reload::CHECK_INTERVAL;
 use crate::server::{Access, ServerTls};
 

@@ -85,6 +85,10 @@ pub(crate) struct ServeArgs {
     /// Name of this node, the same over its restarts [default: the machine's name].
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<String>,
+    /// The folder of the file by which the next process of this node replaces this one at once if
+    /// it crashes; only for stores that nodes share [default: $XDG_STATE_HOME/lockservice].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
     /// A TOML file with settings.
     #[arg(long, env = "LOCKSERVICE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -150,6 +154,7 @@ impl ServeArgs {
             ("--traces", self.traces.is_some()),
             ("--store", self.store.is_some()),
             ("--node", self.node.is_some()),
+            ("--state-dir", self.state_dir.is_some()),
             ("--config", self.config.is_some()),
             ("--tls-cert", self.tls_cert.is_some()),
             ("--tls-key", self.tls_key.is_some()),

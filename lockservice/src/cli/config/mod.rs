@@ -61,6 +61,10 @@ pub(crate) struct Config {
     pub(crate) store: String,
     /// The node's name, the same over its restarts. Default (empty): the machine's name.
     pub(crate) node: String,
+    /// The folder of the file by which the next process of this node replaces this one at once if
+    /// it crashes; only for stores that nodes share. Default (empty): `lockservice` in
+    /// `$XDG_STATE_HOME`, or in `~/.local/state`.
+    pub(crate) state_dir: PathBuf,
     /// Serve addresses other than loopback without encryption and passwords. Default false.
     pub(crate) insecure: bool,
     /// The certificates. Default: none, so everything is in plain text.
@@ -98,6 +102,7 @@ impl Default for Config {
             traces: String::new(),
             store: "file:./lockservice.db".to_owned(),
             node: String::new(),
+            state_dir: PathBuf::new(),
             insecure: false,
             tls: TlsSettings::default(),
             peer_token_file: PathBuf::new(),
@@ -181,6 +186,7 @@ impl Config {
                 field.clone_from(value);
             }
         };
+        set_path(&mut self.state_dir, &args.state_dir);
         set_path(&mut self.tls.cert, &args.tls_cert);
         set_path(&mut self.tls.key, &args.tls_key);
         set_path(&mut self.tls.client_ca, &args.tls_client_ca);
