@@ -3,8 +3,12 @@
 use super::engine::LockEngine;
 use super::inspect::{LocksAt, WaitsAt};
 use super::types::{LockInfo, WaitInfo};
-use super::uncontended::SNAPSHOT_KEYS;
+use super::uncontended::{SNAPSHOT_KEYS, SnapshotBuild};
 use crate::id::TableId;
+
+/// Most lines that are made under one hold of the engine's mutex: some microseconds, so that a
+/// grant that needs the mutex waits for no longer than for another grant. A slice ends there.
+const LINES_PER_HOLD: usize = 32;
 
 /// Lines of a slice, for a caller that takes the whole list.
 const SLICE: usize = 1_024;
@@ -16,7 +20,9 @@ pub struct LockList {
     engine: LockEngine,
     only: Option<TableId>,
     at: Option<LocksAt>,
-    /// The largest number of keys that it reads ahead.
+    /// The keys that it reads ahead, until all rows were looked at.
+    snapshot: Option<SnapshotBuild>,
+    /// The largest number of them.
     snapshot_keys: usize,
 }
 
@@ -60,7 +66,7 @@ impl LockEngine {
 impl LockList {
     pub(super) fn new(engine: LockEngine, only: Option<TableId>) -> Self {
         let at = engine.with(|state| state.locks_start(only));
-        Self { engine, only, at, snapshot_keys: SNAPSHOT_KEYS }
+        Self { engine, only, at, snapshot: None, snapshot_keys: SNAPSHOT_KEYS }
     }
 
     /// Makes the list read fewer keys ahead than by default, for tests of lists that are longer.
@@ -74,11 +80,19 @@ impl LockList {
     /// lines take. `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<LockInfo>> {
         let at = self.at.as_mut()?;
+        let last = self.snapshot.take();
         if let Some((place, after)) = self.engine.with(|state| state.locks_want(at)) {
-            let most = self.snapshot_keys;
-            at.set_rows(self.engine.row_snapshot(place, after.as_ref(), most));
+            let last = last.filter(|last| last.is_of(place, after.as_ref()));
+            let mut snapshot =
+                last.unwrap_or_else(|| SnapshotBuild::new(place, after, self.snapshot_keys));
+            if !self.engine.read_rows(&mut snapshot) {
+                self.snapshot = Some(snapshot);
+                return Some(Vec::new());
+            }
+            at.set_rows(snapshot.finish());
         }
-        Some(self.engine.with(|state| state.locks(self.only, &mut self.at, most.max(1))))
+        let most = most.clamp(1, LINES_PER_HOLD);
+        Some(self.engine.with(|state| state.locks(self.only, &mut self.at, most)))
     }
 }
 
@@ -92,6 +106,7 @@ impl WaitList {
     /// lines take. `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<WaitInfo>> {
         self.at.as_ref()?;
-        Some(self.engine.with(|state| state.waits(self.only, &mut self.at, most.max(1))))
+        let most = most.clamp(1, LINES_PER_HOLD);
+        Some(self.engine.with(|state| state.waits(self.only, &mut self.at, most)))
     }
 }

@@ -179,8 +179,8 @@ fn uncontended_locks(
     locks: &mut Lines<LockInfo>,
 ) -> ControlFlow<()> {
     let Some(snapshot) = rows else { return ControlFlow::Continue(()) };
-    while snapshot.keys.front().is_some_and(|key| before.is_none_or(|before| key <= before))
-        && let Some(key) = snapshot.keys.pop_front()
+    while snapshot.first().is_some_and(|key| before.is_none_or(|before| key <= before))
+        && let Some(key) = snapshot.take_first()
     {
         if Some(&key) == before {
             // The row has become contended since, and is listed with its entry.
