@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 
 use lockservice::client::Client;
 use nix::sys::signal::{Signal, kill};
@@ -27,6 +28,7 @@ pub struct Place {
     /// HOST:PORT.
     pub address: String,
     node: String,
+    lease: Duration,
 }
 
 /// A server that runs.
@@ -49,13 +51,20 @@ impl Place {
             address: free_address(),
             directory,
             node: "n".to_owned(),
+            lease: LEASE,
         }
     }
 
     /// A place of one of several nodes with one store.
     pub fn joining(store: &str, node: &str) -> Self {
         let directory = TempDir::new().expect("there is room for temporary files");
-        Self { store: store.to_owned(), address: free_address(), directory, node: node.to_owned() }
+        let (store, address, node) = (store.to_owned(), free_address(), node.to_owned());
+        Self { store, address, directory, node, lease: LEASE }
+    }
+
+    /// The same with a longer lease, for a test that acts while a lease lasts.
+    pub fn with_lease(self, lease: Duration) -> Self {
+        Self { lease, ..self }
     }
 
     /// A directory for other files of the test.
@@ -79,7 +88,7 @@ impl Place {
             ])
             // With a store that nodes share: any port, for the leader's stands in the store.
             .args(["--peer-listen", "127.0.0.1:0"])
-            .arg(format!("--lease-ttl={}ms", LEASE.as_millis()))
+            .arg(format!("--lease-ttl={}ms", self.lease.as_millis()))
             // A leader is replaced before the leases run out that it can no longer renew.
             .env("LOCKSERVICE_ALLOCATOR__CONSTANTS__LEADERSHIP_TTL_MS", "1000")
             .env("RUST_LOG", "warn,lockservice=info,lockservice_core=info")

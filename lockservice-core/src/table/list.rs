@@ -1,10 +1,11 @@
 //! Lists of locks and waits, made slice by slice.
 
 use super::engine::LockEngine;
-use super::inspect::{LocksAt, WaitsAt};
+use super::inspect::{LocksAt, RowAt, WaitsAt};
 use super::types::{LockInfo, WaitInfo};
 use super::uncontended::{SNAPSHOT_KEYS, SnapshotBuild};
 use crate::id::TableId;
+use crate::key::Key;
 
 /// Most lines that are made under one hold of the engine's mutex: some microseconds, so that a
 /// grant that needs the mutex waits for no longer than for another grant. A slice ends there.
@@ -35,6 +36,14 @@ pub struct WaitList {
     at: Option<WaitsAt>,
 }
 
+/// A list of one row, made in slices: the locks that overlap it, each of which is in it once if it
+/// is held all the time; then the calls that wait for an item that overlaps it, in queue order.
+#[derive(Debug)]
+pub struct RowList {
+    engine: LockEngine,
+    at: Option<RowAt>,
+}
+
 impl LockEngine {
     /// All locks in one table, or in all tables. They are ordered by table, then rows before
     /// ranges, then by key, then by transaction. They are listed in slices: see
@@ -60,6 +69,12 @@ impl LockEngine {
     /// The waits in one table, or in all tables, slice by slice.
     pub fn wait_list(&self, table: Option<TableId>) -> WaitList {
         WaitList::new(self.clone(), table)
+    }
+
+    /// The locks that overlap a row of a table, then the calls that wait for something that
+    /// overlaps it, slice by slice. It costs what overlaps, however much else there is.
+    pub fn row_list(&self, table: TableId, row: Key) -> RowList {
+        RowList { engine: self.clone(), at: Some(RowAt::start(table, row)) }
     }
 }
 
@@ -108,5 +123,15 @@ impl WaitList {
         self.at.as_ref()?;
         let most = most.clamp(1, LINES_PER_HOLD);
         Some(self.engine.with(|state| state.waits(self.only, &mut self.at, most)))
+    }
+}
+
+impl RowList {
+    /// The next slice: at most `most` lines, perhaps none, for about as much work as that many
+    /// lines take. `None` at the end.
+    pub fn next_slice(&mut self, most: usize) -> Option<Vec<LockInfo>> {
+        self.at.as_ref()?;
+        let most = most.clamp(1, LINES_PER_HOLD);
+        Some(self.engine.with(|state| state.row(&mut self.at, most)))
     }
 }

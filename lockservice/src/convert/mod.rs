@@ -40,7 +40,9 @@ pub use self::allocator::{
 };
 #[cfg(feature = "server")]
 pub(crate) use self::cluster_mark::{CLUSTER, cluster_from_metadata, cluster_to_metadata};
-pub use self::cluster_status::{add_status_from_proto, status_to_proto};
+pub use self::cluster_status::{
+    add_status_from_proto, node_from_proto, node_to_proto, status_to_proto,
+};
 pub use self::commit::{
     admission_from_proto, admission_to_proto, begin_commit_from_proto, begin_commit_to_proto,
     cannot_commit_from_proto, cannot_commit_to_proto, txns_from_proto, txns_to_proto,

@@ -1,8 +1,7 @@
 //! `lockservice.v1.Admin`.
 
-use lockservice_core::TableRef;
-use lockservice_core::allocator::BindStatus;
 use lockservice_core::service::{LockList, LockStatus, SessionList, TxnList, WaitList, WaitStatus};
+use lockservice_core::{Error, ErrorKind, Key, TableRef};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -63,19 +62,14 @@ impl List for TxnList {
     }
 }
 
-/// The leader returns all of them.
-struct Binds(std::vec::IntoIter<BindStatus>);
+/// A list of which the leader returned all, and the message of each.
+struct Whole<T, L>(std::vec::IntoIter<T>, fn(&T) -> L);
 
-impl List for Binds {
-    type Line = proto::BindInfo;
+impl<T: Send + 'static, L: Line> List for Whole<T, L> {
+    type Line = L;
 
-    fn next_slice(&mut self) -> Option<Vec<Self::Line>> {
-        let slice: Vec<_> = self
-            .0
-            .by_ref()
-            .take(SLICE_LINES)
-            .map(|bind| convert::bind_status_to_proto(&bind))
-            .collect();
+    fn next_slice(&mut self) -> Option<Vec<L>> {
+        let slice: Vec<L> = self.0.by_ref().take(SLICE_LINES).map(|it| self.1(&it)).collect();
         (!slice.is_empty()).then_some(slice)
     }
 }
@@ -90,7 +84,7 @@ macro_rules! lines {
     };
 }
 
-lines!(LockInfo, WaitInfo, BindInfo, SessionInfo, TxnInfo);
+lines!(LockInfo, WaitInfo, BindInfo, SessionInfo, TxnInfo, NodeStatus);
 
 /// The table of the request, if it names one.
 fn only(group: &str, table: &str) -> Result<Option<TableRef>, Status> {
@@ -100,6 +94,19 @@ fn only(group: &str, table: &str) -> Result<Option<TableRef>, Status> {
     convert::table_from_proto(group, table).map(Some).map_err(|e| status(&e))
 }
 
+/// The row of the request, if it names one.
+fn row<'a>(key: &[u8], table: Option<&'a TableRef>) -> Result<Option<(&'a TableRef, Key)>, Status> {
+    if key.is_empty() {
+        return Ok(None);
+    }
+    let table = table.ok_or_else(|| {
+        let what = "a list of one key names no table: name the table of the key";
+        status(&Error::new(ErrorKind::InvalidArgument, what))
+    })?;
+    let key = Key::new(key).map_err(|e| status(&e))?;
+    Ok(Some((table, key)))
+}
+
 /// Fails unless the caller may list `table`, or everything if that is `None`.
 fn may_list<T>(request: &Request<T>, table: Option<&TableRef>) -> Result<(), Status> {
     Principal::of(request.extensions()).may_list(table).map_err(|e| status(&e))
@@ -107,6 +114,7 @@ fn may_list<T>(request: &Request<T>, table: Option<&TableRef>) -> Result<(), Sta
 
 #[tonic::async_trait]
 impl proto::admin_server::Admin for AdminApi {
+    type ListNodesStream = ReceiverStream<Result<proto::NodeStatus, Status>>;
     type ListLocksStream = ReceiverStream<Result<proto::LockInfo, Status>>;
     type ListWaitsStream = ReceiverStream<Result<proto::WaitInfo, Status>>;
     type ListBindsStream = ReceiverStream<Result<proto::BindInfo, Status>>;
@@ -114,13 +122,32 @@ impl proto::admin_server::Admin for AdminApi {
     type ListTxnsStream = ReceiverStream<Result<proto::TxnInfo, Status>>;
     type KillSessionStream = kill::Responses;
 
+    async fn list_nodes(
+        &self,
+        _request: Request<proto::ListNodesRequest>,
+    ) -> Result<Response<Self::ListNodesStream>, Status> {
+        let nodes = async {
+            let known = self.host()?.allocator().nodes().await.map_err(|e| status(&e))?;
+            Ok(Whole(known.nodes.into_iter(), convert::node_to_proto))
+        };
+        self.lists.send(nodes).await
+    }
+
     async fn list_locks(
         &self,
         request: Request<proto::ListLocksRequest>,
     ) -> Result<Response<Self::ListLocksStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
+        let row = row(&request.get_ref().key, table.as_ref())?;
         may_list(&request, table.as_ref())?;
-        self.lists.send(async { Ok(self.host()?.current().lock_list(table.as_ref())) }).await
+        let list = async {
+            let service = self.host()?.current();
+            Ok(match row {
+                Some((table, row)) => service.row_list(table, &row),
+                None => service.lock_list(table.as_ref()),
+            })
+        };
+        self.lists.send(list).await
     }
 
     async fn list_waits(
@@ -183,7 +210,7 @@ impl proto::admin_server::Admin for AdminApi {
         may_list(&request, None)?;
         let binds = async {
             let status = self.host()?.allocator().status().await.map_err(|e| status(&e))?;
-            Ok(Binds(status.binds.into_iter()))
+            Ok(Whole(status.binds.into_iter(), convert::bind_status_to_proto))
         };
         self.lists.send(binds).await
     }

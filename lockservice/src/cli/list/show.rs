@@ -1,9 +1,89 @@
-//! Items, modes and errors as the fields of an object.
+//! Rows for people and for programs; items, modes, parties and errors as the fields of an object.
 
 use std::ops::Bound;
+use std::time::Duration;
 
+use lockservice_core::service::TxnParty;
 use lockservice_core::{Blocker, DeadlockEdge, Error, Key, LockItem, LockMode, TableRef};
 use serde_json::{Map, Value};
+
+use crate::cli::exit::Failure;
+use crate::cli::output::Output;
+
+/// What a column says if it says nothing, by the column: such columns are left out for people, so
+/// that the others fit a terminal.
+const USUAL: [(&str, &str); 2] = [("group", "default"), ("state", "holds")];
+
+/// Prints rows: one object a line as JSON; for people the columns in which some row has something
+/// unusual. A time in milliseconds, whose column ends with `_ms`, is shown to people in the unit
+/// that fits.
+pub(super) fn rows(
+    json: bool,
+    columns: &[&str],
+    mut rows: Vec<Map<String, Value>>,
+) -> Result<(), Failure> {
+    if json {
+        let rows: Vec<Value> = rows.into_iter().map(Value::Object).collect();
+        return Output::new(true).rows(&[], &rows);
+    }
+    let is_shown = |column: &&str| {
+        let is_usual = |value: &Value| {
+            value.is_null()
+                || value.as_str().is_some_and(|text| {
+                    text.is_empty() || USUAL.iter().any(|usual| *usual == (*column, text))
+                })
+        };
+        rows.is_empty()
+            || rows.iter().any(|row| row.get(*column).is_some_and(|value| !is_usual(value)))
+    };
+    let columns: Vec<&str> = columns.iter().copied().filter(is_shown).collect();
+    for row in &mut rows {
+        for time in columns.iter().filter_map(|column| column.strip_suffix("_ms")) {
+            if let Some(ms) = row.get(&format!("{time}_ms")).and_then(Value::as_u64) {
+                row.insert(time.to_owned(), in_words(ms).into());
+            }
+        }
+    }
+    let columns: Vec<&str> =
+        columns.into_iter().map(|column| column.strip_suffix("_ms").unwrap_or(column)).collect();
+    let rows: Vec<Value> = rows.into_iter().map(Value::Object).collect();
+    Output::new(false).rows(&columns, &rows)
+}
+
+/// A time in the unit that fits, with the next smaller one where that is of interest.
+fn in_words(ms: u64) -> String {
+    let s = ms / 1_000;
+    match s {
+        0 => format!("{ms}ms"),
+        1..60 => format!("{s}s"),
+        60..3_600 => format!("{}m{:02}s", s / 60, s % 60),
+        3_600..86_400 => format!("{}h{:02}m", s / 3_600, s % 3_600 / 60),
+        _ => format!("{}d{:02}h", s / 86_400, s % 86_400 / 3_600),
+    }
+}
+
+/// Whole milliseconds.
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What is known of a transaction, with names that begin with `prefix`.
+pub(super) fn party(prefix: &str, party: &TxnParty) -> Map<String, Value> {
+    let mut row = Map::new();
+    let mut insert = |name: &str, value: Value| row.insert(format!("{prefix}{name}"), value);
+    insert("label", party.label.as_str().into());
+    insert("client", party.client.as_str().into());
+    insert("session", party.session.map(|session| session.to_string()).into());
+    insert("identity", party.opened_by.identity.as_str().into());
+    insert("address", party.opened_by.address.as_str().into());
+    insert("left_ms", party.left.map(millis).into());
+    insert("held_ms", party.held.map(millis).into());
+    // The client has gone: the locks stay until the session has lapsed.
+    if !party.still_running.is_empty() {
+        insert("still_running", party.still_running.as_str().into());
+    }
+    row
+}
 
 /// The details of an error: the members of a deadlock, or the conflicting transaction.
 pub(in crate::cli) fn particulars(error: &Error) -> Map<String, Value> {
@@ -60,7 +140,7 @@ pub(super) fn item(table: &TableRef, item: &LockItem) -> Map<String, Value> {
 
 /// The item: `key` for people, as text where it is text; `key_hex`, or both ends of a range,
 /// exactly.
-fn key(item: &LockItem) -> Map<String, Value> {
+pub(super) fn key(item: &LockItem) -> Map<String, Value> {
     let mut row = Map::new();
     row.insert("key".into(), item.to_string().into());
     match item {
@@ -128,6 +208,21 @@ mod tests {
         );
         assert_eq!((&edge["mode"], &edge["victim"]), (&json!("shared"), &json!(true)));
         assert_eq!((&edge["key"], &edge["label"]), (&json!("a"), &json!("nightly")));
+    }
+
+    #[test]
+    fn a_time_is_shown_in_the_unit_that_fits() {
+        for (ms, words) in [
+            (0, "0ms"),
+            (999, "999ms"),
+            (59_999, "59s"),
+            (60_000, "1m00s"),
+            (3_599_000, "59m59s"),
+            (7_500_000, "2h05m"),
+            (90_000_000, "1d01h"),
+        ] {
+            assert_eq!(in_words(ms), words);
+        }
     }
 
     #[test]
