@@ -110,8 +110,8 @@ fn a_slice_has_few_lines_however_many_are_wanted() {
     drop(calls);
 }
 
-/// Rows that stay, and as many between them that come and go.
-const STAY: u64 = 300;
+/// Rows that stay, several holds of each shard, and as many between them that come and go.
+const STAY: u64 = 2_000;
 
 fn number(number: u64) -> Key {
     key(number.to_be_bytes())
@@ -158,10 +158,10 @@ fn a_list_that_is_made_beside_grants_and_releases_has_each_lock_that_stayed_once
         }
         let mut random = StdRng::seed_from_u64(9);
         // So many, and then until some were made beside others' locks.
-        while lists < 200 || seen_beside == 0 {
+        while lists < 40 || seen_beside == 0 {
             let mut list = engine.lock_list(Some(TABLE));
             if lists % 2 == 0 {
-                list = list.with_snapshots_of(random.random_range(1..100));
+                list = list.with_snapshots_of(random.random_range(50..500));
             }
             let most = random.random_range(1..40);
             let mut seen = HashMap::<_, usize>::new();
