@@ -29,9 +29,9 @@ pub(super) fn rows(
     let is_shown = |column: &&str| {
         let is_usual = |value: &Value| {
             value.is_null()
-                || value.as_str().is_some_and(|text| {
-                    text.is_empty() || USUAL.iter().any(|usual| *usual == (*column, text))
-                })
+                || value
+                    .as_str()
+                    .is_some_and(|text| text.is_empty() || USUAL.contains(&(*column, text)))
         };
         rows.is_empty()
             || rows.iter().any(|row| row.get(*column).is_some_and(|value| !is_usual(value)))
