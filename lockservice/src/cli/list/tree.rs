@@ -1,5 +1,5 @@
-//! `waits --tree`: who blocks whom. Those who wait for nobody come first, each followed by those who
-//! wait for it.
+//! `waits --tree`: who blocks whom. Those who wait for nobody come first, each followed by those
+//! who wait for it.
 //!
 //! A transaction has one full line: under the first holder that it waits for, or, if it waits for
 //! holders of nothing, under the first waiter before it. Under the others it has a reference.
