@@ -27,9 +27,8 @@ pub struct Place {
     pub store: String,
     /// HOST:PORT.
     pub address: String,
-    /// The lease of its nodes.
-    pub lease: Duration,
     node: String,
+    lease: Duration,
 }
 
 /// A server that runs.
@@ -50,22 +49,22 @@ impl Place {
         Self {
             store: store.url(directory.path()),
             address: free_address(),
-            lease: LEASE,
             directory,
             node: "n".to_owned(),
+            lease: LEASE,
         }
     }
 
     /// A place of one of several nodes with one store.
     pub fn joining(store: &str, node: &str) -> Self {
         let directory = TempDir::new().expect("there is room for temporary files");
-        Self {
-            store: store.to_owned(),
-            address: free_address(),
-            lease: LEASE,
-            directory,
-            node: node.to_owned(),
-        }
+        let (store, address, node) = (store.to_owned(), free_address(), node.to_owned());
+        Self { store, address, directory, node, lease: LEASE }
+    }
+
+    /// The same with a longer lease, for a test that acts while a lease lasts.
+    pub fn with_lease(self, lease: Duration) -> Self {
+        Self { lease, ..self }
     }
 
     /// A directory for other files of the test.

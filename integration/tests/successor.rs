@@ -72,8 +72,7 @@ mod check {
     pub(super) async fn the_next_process_of_a_killed_node_serves_at_once_and_its_tables_wait_all_the_same(
         store: &str,
     ) {
-        let mut place = Place::joining(store, "a");
-        place.lease = LEASE;
+        let place = Place::joining(store, "a").with_lease(LEASE);
         let first = first(&place).await;
         let before = first.incarnation;
         first.kill().await;
@@ -104,11 +103,9 @@ mod check {
     pub(super) async fn a_copy_of_the_file_elsewhere_ends_the_node_and_gets_its_tables_no_sooner(
         store: &str,
     ) {
-        let mut place = Place::joining(store, "a");
-        place.lease = LEASE;
+        let place = Place::joining(store, "a").with_lease(LEASE);
         let mut first = first(&place).await;
-        let mut other = Place::joining(store, "a");
-        other.lease = LEASE;
+        let other = Place::joining(store, "a").with_lease(LEASE);
         let (from, to) =
             (place.directory().join("lockservice"), other.directory().join("lockservice"));
         std::fs::create_dir(&to).expect("a folder");

@@ -13,27 +13,24 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
-    Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns, Progress,
-    Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes,
+    CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns,
+    Progress, Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use lockservice_core::store::ClusterId;
 use lockservice_core::{
     BindVersion, CommitAttempt, Error, ErrorKind, Nonce, Result, ServiceId, TableId, TableRef,
     TxnId,
 };
-use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use crate::channel::{Channels, Credentials, Link, Security};
-use crate::convert;
+use crate::convert::{self, CLUSTER, cluster_from_metadata, cluster_to_metadata};
 use crate::proto;
 use crate::proto::allocator_client::AllocatorClient;
 use crate::proto::peer_client::PeerClient;
 use crate::trace;
-
-/// The metadata that names the cluster of the caller, or of the responder.
-pub(crate) const CLUSTER: &str = "lockservice-cluster";
 
 /// The largest number of transactions in one message.
 const TXNS_MAX: usize = 10_000;
@@ -142,6 +139,21 @@ impl RemoteAllocator {
             }
             Ok(Err(status)) => Err(self.failed(&status)),
             Err(_) => Err(self.silent()),
+        }
+    }
+
+    /// The status: of all, or of the nodes that have a lease.
+    async fn status_of(&self, nodes_only: bool) -> Result<AllocatorStatus> {
+        let request = self.request(proto::StatusRequest { nodes_only });
+        let mut parts = self.call(self.patience.call, self.allocator().status(request)).await?;
+        let mut status = AllocatorStatus::default();
+        loop {
+            match tokio::time::timeout(self.patience.call, parts.message()).await {
+                Ok(Ok(Some(part))) => convert::add_status_from_proto(&mut status, part)?,
+                Ok(Ok(None)) => return Ok(status),
+                Ok(Err(e)) => return Err(self.failed(&e)),
+                Err(_) => return Err(self.silent()),
+            }
         }
     }
 
@@ -357,22 +369,13 @@ impl LockTableAllocator for RemoteAllocator {
     /// Another process does not reach the origins of this one. They reach it by reports.
     fn attach_origin(&self, _service: ServiceId, _origin: Arc<dyn OriginTxns>) {}
 
+    async fn nodes(&self) -> Result<ClusterNodes> {
+        let AllocatorStatus { at, services, .. } = self.status_of(true).await?;
+        Ok(ClusterNodes { at, nodes: services })
+    }
+
     async fn status(&self) -> Result<AllocatorStatus> {
-        let mut parts = self
-            .call(
-                self.patience.call,
-                self.allocator().status(self.request(proto::StatusRequest {})),
-            )
-            .await?;
-        let mut status = AllocatorStatus::default();
-        loop {
-            match tokio::time::timeout(self.patience.call, parts.message()).await {
-                Ok(Ok(Some(part))) => convert::add_status_from_proto(&mut status, part)?,
-                Ok(Ok(None)) => return Ok(status),
-                Ok(Err(e)) => return Err(self.failed(&e)),
-                Err(_) => return Err(self.silent()),
-            }
-        }
+        self.status_of(false).await
     }
 }
 
@@ -391,14 +394,4 @@ fn is_refused(error: &Error, status: &Status) -> bool {
 fn pages(txns: &[TxnId]) -> impl Iterator<Item = &[TxnId]> + Send {
     let none = txns.is_empty().then_some(txns);
     none.into_iter().chain(txns.chunks(TXNS_MAX))
-}
-
-/// A cluster's id as metadata.
-pub(crate) fn cluster_to_metadata(cluster: ClusterId) -> AsciiMetadataValue {
-    cluster.to_string().parse().expect("hexadecimal digits")
-}
-
-/// The cluster in the metadata, if they name one.
-pub(crate) fn cluster_from_metadata(metadata: &MetadataMap) -> Option<ClusterId> {
-    metadata.get(CLUSTER)?.to_str().ok()?.parse().ok()
 }

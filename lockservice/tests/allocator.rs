@@ -196,7 +196,8 @@ async fn a_node_that_follows_tells_nodes_and_clients_where_each_of_them_reaches_
     let channel =
         Endpoint::from_shared(format!("http://{}", follows.address.clients)).expect("an address");
     let mut client = AllocatorClient::new(channel.connect().await.expect("it listens"));
-    let error = from_status(&client.status(proto::StatusRequest {}).await.expect_err("it follows"));
+    let error =
+        from_status(&client.status(proto::StatusRequest::default()).await.expect_err("it follows"));
     assert_eq!(
         (error.kind(), error.leader()),
         (ErrorKind::NotLeader, Some(&*leads.address.clients)),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice::client::Client;
+use lockservice::client::{Client, ClusterAdmin, ClusterList};
 use lockservice::peers::{GrpcPeers, Patience};
 use lockservice::server::{PeerServer, Server, ServerSettings, ServiceHost};
 use lockservice_core::allocator::{
@@ -12,7 +12,7 @@ use lockservice_core::allocator::{
     PresentedBind, Role,
 };
 use lockservice_core::clock::{Clock, SystemClock};
-use lockservice_core::service::{LockSpec, ServiceParts, TxnOptions};
+use lockservice_core::service::{LockSpec, LockStatus, ServiceParts, TxnOptions};
 use lockservice_core::store::NodeAddress;
 use lockservice_core::table::{Commit, WaitPolicy};
 use lockservice_core::testing::SharedStore;
@@ -275,6 +275,59 @@ async fn a_table_is_dropped_by_its_owner_whichever_node_has_the_call() {
     // The remembered owner refuses nothing: the first node that is called has the name now.
     let again = within(session.lock(spec("b's", "k"))).await.expect("free");
     assert!(again.token() > first);
+}
+
+/// The tables of the lines, with their nodes.
+fn tables(list: &ClusterList<LockStatus>) -> Vec<(&str, &str)> {
+    let lines = list.lines.iter();
+    lines.map(|(node, lock)| (node.as_str(), lock.info.table.name.as_str())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_the_cluster_has_the_lines_of_all_nodes_and_names_the_one_that_is_missing() {
+    let (_store, mut nodes) = three().await;
+    let mut held = Vec::new();
+    for (node, table) in nodes.iter().zip(["a's", "b's", "c's"]) {
+        let session = node.client().await.session(None).await.expect("it serves");
+        held.push((session.lock(spec(table, "k")).await.expect("free"), session));
+    }
+    let client = nodes[2].client().await;
+    let cluster = client.cluster_admin().await.expect("it serves");
+    let locks = |cluster: ClusterAdmin| async move {
+        within(cluster.list(|node| async move { node.locks(None).await })).await
+    };
+    let all = locks(cluster.clone()).await;
+    assert_eq!(tables(&all), [("a", "a's"), ("b", "b's"), ("c", "c's")]);
+    assert_eq!((all.nodes, all.missing.len()), (3, 0));
+    let name = |name: &str| NodeName::new(name).expect("a name");
+    let only = cluster.only(&name("b")).expect("all are known").expect("it is one of them");
+    assert_eq!(tables(&locks(only).await), [("b", "b's")]);
+    assert!(cluster.only(&name("x")).expect("all are known").is_none());
+    let row = within(cluster.list(|node| async move {
+        let spec = spec("b's", "k");
+        node.row(&spec.table, &Key::new("k").expect("a key")).await
+    }));
+    assert_eq!(tables(&row.await), [("b", "b's")]);
+
+    let gone = nodes.remove(1);
+    let address = gone.address.clone();
+    gone.vanish();
+    let rest = locks(cluster).await;
+    assert_eq!(tables(&rest), [("a", "a's"), ("c", "c's")]);
+    let missing = &rest.missing[0];
+    assert_eq!((missing.node.as_ref(), &missing.address), (Some(&name("b")), &address));
+    assert_eq!((missing.error.kind(), rest.missing.len()), (ErrorKind::Unavailable, 1));
+    // Once its lease has run out nothing is locked there, and nothing is missing.
+    let complete = async {
+        loop {
+            let cluster = client.cluster_admin().await.expect("it serves");
+            if cluster.names().count() == 2 {
+                return locks(cluster).await;
+            }
+        }
+    };
+    let complete = within(complete).await;
+    assert_eq!((tables(&complete), complete.missing.len()), (tables(&rest), 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::allocator::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
-    Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns, Progress, Registration,
-    Released, Report, ReservedTokens, TxnRange,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
+    Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns, Progress,
+    Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
@@ -37,6 +37,7 @@ macro_rules! forward_calls {
             finish_commit(txn: TxnId, attempt: CommitAttempt) -> Progress;
             cannot_commit(txns: &[TxnId]) -> CannotCommit;
             report_txns(service: ServiceId, nonce: Nonce, range: TxnRange) -> Progress;
+            nodes() -> ClusterNodes;
             status() -> AllocatorStatus;
         }
     };

@@ -249,8 +249,18 @@ responses!(
     Latest,
     CommitAdmission,
     CannotCommit,
+    ClusterNodes,
     AllocatorStatus,
 );
+
+/// The nodes of a cluster, as far as they have a lease.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ClusterNodes {
+    /// The leadership that responded.
+    pub at: Progress,
+    /// The incarnation of each node that has a lease, ordered by the names of the nodes.
+    pub nodes: Vec<ServiceStatus>,
+}
 
 /// An allocator, as an operator sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

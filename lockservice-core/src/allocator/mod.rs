@@ -45,9 +45,9 @@ pub use crate::bind::{Bind, BindSlot, TokenBlock};
 pub use self::cluster::{AllocatorPeers, ElectedAllocator, Role};
 pub use self::leader::{AllocatorStopped, LocalAllocator};
 pub use self::messages::{
-    AllocatorStatus, BeginCommit, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission,
-    CommitWindow, ForgetOutcome, Forgetting, Incarnation, Latest, LeaseAck, PresentedBind,
-    Progress, Registration, Released, ReservedTokens, ServiceStatus,
+    AllocatorStatus, BeginCommit, BindState, BindStatus, BoundTable, CannotCommit, ClusterNodes,
+    CommitAdmission, CommitWindow, ForgetOutcome, Forgetting, Incarnation, Latest, LeaseAck,
+    PresentedBind, Progress, Registration, Released, ReservedTokens, ServiceStatus,
 };
 pub use self::report::Report;
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
@@ -227,6 +227,9 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
         let _ = (service, origin);
     }
 
-    /// Everything that an operator wants to see: nodes and binds.
+    /// The nodes that have a lease, and where clients reach them.
+    async fn nodes(&self) -> Result<ClusterNodes>;
+
+    /// Everything that an operator wants to see: nodes and binds. There may be a million binds.
     async fn status(&self) -> Result<AllocatorStatus>;
 }

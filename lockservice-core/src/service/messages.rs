@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::allocator::LockTableAllocator;
 use crate::env::Env;
 use crate::error::Error;
-use crate::id::{NodeName, Nonce, Sequence, ServiceId, TableRef, TxnId, TxnNumber};
+use crate::id::{NodeName, Nonce, Sequence, ServiceId, SessionHandle, TableRef, TxnId, TxnNumber};
 use crate::key::{LockItem, LockMode};
 use crate::metrics::ServiceMetrics;
-use crate::service::{ServiceSettings, TraceContext};
+use crate::service::{OpenedBy, ServiceSettings, TraceContext};
 use crate::table::{Commit, Grant, LockInfo, Savepoint, WaitInfo, WaitPolicy};
 
 /// The components of a service.
@@ -223,35 +223,55 @@ impl OpResponse {
     pub(crate) const DONE: Self = Self::Done { released: 0 };
 }
 
-/// A held lock, with the names that operators know its holder by.
+/// A transaction that holds or waits, as operators know it. Of an embedder's transaction only the
+/// label and [`held`](Self::held) are known, of one without a label nothing, and nothing of one
+/// that has ended since its line was made.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TxnParty {
+    /// Its label.
+    pub label: String,
+    /// The name that the client of its session gave itself. The command line names its host and its
+    /// process there: `lock@HOST:PID`.
+    pub client: String,
+    /// Its session.
+    pub session: Option<SessionHandle>,
+    /// Who opened that session, and from where.
+    pub opened_by: OpenedBy,
+    /// What is left of the session's promise: until then its locks stay, unless the client gives
+    /// them up, and longer if it renews.
+    pub left: Option<Duration>,
+    /// The time since it was first granted a lock, also if it has released that one. `None` if it
+    /// was granted none.
+    pub held: Option<Duration>,
+    /// The processes that the client left running when it went; empty unless it said so. The locks
+    /// stay until the session has lapsed.
+    pub still_running: String,
+}
+
+/// A held lock, with what operators know of its holder. In the [list of a
+/// row](crate::service::LockService::row_list) also a call that waits.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LockStatus {
     /// The lock.
     pub info: LockInfo,
-    /// The holder's label.
-    pub label: String,
-    /// The holder's client.
-    pub client: String,
-    /// The processes that the client left running when it went; empty unless it said so. The lock
-    /// stays until its session has lapsed.
-    pub still_running: String,
+    /// The holder, or the waiter.
+    pub party: TxnParty,
+    /// For how long a call has waited; `None` for a lock.
+    pub waiting: Option<Duration>,
 }
 
-/// A wait, with the names that operators know both sides by.
+/// A wait, with what operators know of both sides.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WaitStatus {
     /// The wait.
     pub info: WaitInfo,
     /// The time for which it has lasted.
     pub waiting: Duration,
-    /// The waiter's label.
-    pub waiter_label: String,
-    /// The waiter's client.
-    pub waiter_client: String,
-    /// The holder's label.
-    pub holder_label: String,
-    /// The holder's client.
-    pub holder_client: String,
+    /// The side that waits.
+    pub waiter: TxnParty,
+    /// The side that is waited for. Of a table's last owner the label says what it is, and the
+    /// client is its node.
+    pub holder: TxnParty,
 }
 
 /// The result of a service's stop.

@@ -83,18 +83,26 @@ impl ServiceInner {
         }
     }
 
-    /// A transaction was granted a lock. Most transactions are not measured; `now` is called for
-    /// the others only, so that the usual case reads no clock for this.
+    /// A transaction was granted a lock. `now` is called only for the first grant, and only if
+    /// lists show since when it holds locks, or if it is measured: the usual case of an embedder
+    /// reads no clock for this.
     pub(crate) fn count_hold(&self, txn: &TxnRecord, now: impl FnOnce() -> Time) {
-        if txn.id.number().get().is_multiple_of(HOLDS_SAMPLED) {
+        if is_measured(txn) || txn.has_name() {
             txn.held_since.note(now);
         }
     }
 
     /// A transaction has ended.
     pub(crate) fn count_end(&self, txn: &TxnRecord) {
-        if let Some(since) = txn.held_since.get() {
+        if is_measured(txn)
+            && let Some(since) = txn.held_since.get()
+        {
             self.parts.metrics.held.note_time(self.parts.env.now().since(since));
         }
     }
+}
+
+/// True for the transactions of which the metrics have the time of their holds.
+fn is_measured(txn: &TxnRecord) -> bool {
+    txn.id.number().get().is_multiple_of(HOLDS_SAMPLED)
 }

@@ -21,7 +21,7 @@
 //! | `tables/` | binds: found, waited for, supplied with tokens, forgotten |
 //! | `txn/` | transactions: lock, end, abandon; who is alive, who waits |
 //! | `session/` | sessions of clients, and operations that take effect once |
-//! | `list.rs` | locks and waits with names, for operators |
+//! | `list.rs` | locks and waits, with whose they are, for operators |
 //! | `metrics.rs` | what is counted, and the present state |
 //! | `owners.rs` | sessions and transactions, for operators |
 //!
@@ -76,6 +76,7 @@ use crate::env::Handle;
 use crate::error::{Error, Result};
 use crate::guarded_map::GuardedMap;
 use crate::id::{NodeName, Nonce, ServiceId, TableRef};
+use crate::key::{Key, LockItem};
 use crate::live_txns::LiveTxns;
 use crate::sync::Mutex;
 use crate::table::LockEngine;
@@ -84,13 +85,14 @@ use crate::service::lease::{Lease, Serving};
 use crate::service::phase::{Departures, Phase, shutting_down};
 use crate::service::session::registry::{Count, Registry, SessionNumbers};
 use crate::service::tables::Tables;
+use crate::service::tables::line::StandingFilter;
 use crate::service::txn::live::ReportedTxns;
 
 pub(crate) use self::inner::ServiceInner;
 pub use self::list::{LockList, WaitList};
 pub use self::messages::{
     ANCESTORS_MAX, Granted, LockSpec, LockStatus, OpResponse, Operation, Promise, ServiceParts,
-    Stopped, TxnOp, TxnOptions, WaitStatus,
+    Stopped, TxnOp, TxnOptions, TxnParty, WaitStatus,
 };
 pub use self::owners::{SessionList, SessionStatus, TxnList, TxnStatus};
 pub use self::session::pending::Pending;
@@ -249,7 +251,18 @@ impl LockService {
     /// between two slices.
     pub fn lock_list(&self, table: Option<&TableRef>) -> LockList {
         let list = self.table_filter(table).map(|only| self.inner.engine.lock_list(only));
-        LockList { inner: Arc::clone(&self.inner), list }
+        LockList::new(Arc::clone(&self.inner), list)
+    }
+
+    /// The locks here that overlap a row of a table, then the calls that wait for something that
+    /// overlaps it, in their order, slice by slice. It costs what overlaps, however much else there
+    /// is. Calls that wait for the table to be bound here come last, and are looked at one by one.
+    pub fn row_list(&self, table: &TableRef, row: &Key) -> LockList {
+        let inner = Arc::clone(&self.inner);
+        let bound = inner.tables.served(table);
+        let list = bound.map(|bound| inner.engine.row_list(bound.bind().id, row.clone()));
+        let (table, item) = (Some(table.clone()), Some(LockItem::Row(row.clone())));
+        LockList::of_row(inner, list, StandingFilter { table, item })
     }
 
     /// The waits here, of one table if `table` is given, slice by slice: all other calls go on

@@ -1,10 +1,15 @@
 //! Lists of locks and waits, made slice by slice.
 
 use super::engine::LockEngine;
-use super::inspect::{LocksAt, WaitsAt};
+use super::inspect::{LocksAt, RowAt, WaitsAt};
 use super::types::{LockInfo, WaitInfo};
-use super::uncontended::SNAPSHOT_KEYS;
+use super::uncontended::{SNAPSHOT_KEYS, SnapshotBuild};
 use crate::id::TableId;
+use crate::key::Key;
+
+/// Most lines that are made under one hold of the engine's mutex: some microseconds, so that a
+/// grant that needs the mutex waits for no longer than for another grant. A slice ends there.
+const LINES_PER_HOLD: usize = 32;
 
 /// Lines of a slice, for a caller that takes the whole list.
 const SLICE: usize = 1_024;
@@ -16,7 +21,9 @@ pub struct LockList {
     engine: LockEngine,
     only: Option<TableId>,
     at: Option<LocksAt>,
-    /// The largest number of keys that it reads ahead.
+    /// The keys that it reads ahead, until all rows were looked at.
+    snapshot: Option<SnapshotBuild>,
+    /// The largest number of them.
     snapshot_keys: usize,
 }
 
@@ -27,6 +34,14 @@ pub struct WaitList {
     engine: LockEngine,
     only: Option<TableId>,
     at: Option<WaitsAt>,
+}
+
+/// A list of one row, made in slices: the locks that overlap it, each of which is in it once if it
+/// is held all the time; then the calls that wait for an item that overlaps it, in queue order.
+#[derive(Debug)]
+pub struct RowList {
+    engine: LockEngine,
+    at: Option<RowAt>,
 }
 
 impl LockEngine {
@@ -55,12 +70,18 @@ impl LockEngine {
     pub fn wait_list(&self, table: Option<TableId>) -> WaitList {
         WaitList::new(self.clone(), table)
     }
+
+    /// The locks that overlap a row of a table, then the calls that wait for something that
+    /// overlaps it, slice by slice. It costs what overlaps, however much else there is.
+    pub fn row_list(&self, table: TableId, row: Key) -> RowList {
+        RowList { engine: self.clone(), at: Some(RowAt::start(table, row)) }
+    }
 }
 
 impl LockList {
     pub(super) fn new(engine: LockEngine, only: Option<TableId>) -> Self {
         let at = engine.with(|state| state.locks_start(only));
-        Self { engine, only, at, snapshot_keys: SNAPSHOT_KEYS }
+        Self { engine, only, at, snapshot: None, snapshot_keys: SNAPSHOT_KEYS }
     }
 
     /// Makes the list read fewer keys ahead than by default, for tests of lists that are longer.
@@ -74,11 +95,19 @@ impl LockList {
     /// lines take. `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<LockInfo>> {
         let at = self.at.as_mut()?;
+        let last = self.snapshot.take();
         if let Some((place, after)) = self.engine.with(|state| state.locks_want(at)) {
-            let most = self.snapshot_keys;
-            at.set_rows(self.engine.row_snapshot(place, after.as_ref(), most));
+            let last = last.filter(|last| last.is_of(place, after.as_ref()));
+            let mut snapshot =
+                last.unwrap_or_else(|| SnapshotBuild::new(place, after, self.snapshot_keys));
+            if !self.engine.read_rows(&mut snapshot) {
+                self.snapshot = Some(snapshot);
+                return Some(Vec::new());
+            }
+            at.set_rows(snapshot.finish());
         }
-        Some(self.engine.with(|state| state.locks(self.only, &mut self.at, most.max(1))))
+        let most = most.clamp(1, LINES_PER_HOLD);
+        Some(self.engine.with(|state| state.locks(self.only, &mut self.at, most)))
     }
 }
 
@@ -92,6 +121,17 @@ impl WaitList {
     /// lines take. `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<WaitInfo>> {
         self.at.as_ref()?;
-        Some(self.engine.with(|state| state.waits(self.only, &mut self.at, most.max(1))))
+        let most = most.clamp(1, LINES_PER_HOLD);
+        Some(self.engine.with(|state| state.waits(self.only, &mut self.at, most)))
+    }
+}
+
+impl RowList {
+    /// The next slice: at most `most` lines, perhaps none, for about as much work as that many
+    /// lines take. `None` at the end.
+    pub fn next_slice(&mut self, most: usize) -> Option<Vec<LockInfo>> {
+        self.at.as_ref()?;
+        let most = most.clamp(1, LINES_PER_HOLD);
+        Some(self.engine.with(|state| state.row(&mut self.at, most)))
     }
 }

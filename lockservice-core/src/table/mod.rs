@@ -255,7 +255,7 @@ pub(crate) use self::counts::EngineGauges;
 pub use self::engine::LockEngine;
 #[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
 pub(crate) use self::idle::Usage;
-pub use self::list::{LockList, WaitList};
+pub use self::list::{LockList, RowList, WaitList};
 pub use self::lock_call::LockCall;
 #[cfg(any(test, feature = "testing"))]
 pub use self::memory::EngineMemory;

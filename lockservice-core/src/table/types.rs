@@ -240,7 +240,8 @@ pub enum VictimPolicy {
     Youngest,
 }
 
-/// A lock that is held or pending: a line of a [`LockList`](super::LockList).
+/// A lock that is held or pending: a line of a [`LockList`](super::LockList) or of a
+/// [`RowList`](super::RowList).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LockInfo {
     /// The table.
@@ -258,6 +259,9 @@ pub struct LockInfo {
     pub pending: bool,
     /// The number of calls that wait for it.
     pub waiters: usize,
+    /// `None` for a lock. In the [list of a row](super::RowList) a call that waits has a line too:
+    /// when it was made. It holds nothing of this line, and its token is 0.
+    pub waiting_since: Option<Time>,
 }
 
 /// A wait for one transaction: a line of a [`WaitList`](super::WaitList).

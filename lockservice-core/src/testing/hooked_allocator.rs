@@ -6,9 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::allocator::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
-    Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, OriginTxns, Progress,
-    Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
+    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, OriginTxns,
+    Progress, Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
@@ -159,6 +159,10 @@ impl<H: AllocatorHooks> LockTableAllocator for HookedAllocator<H> {
 
     fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
         self.inner.attach_origin(service, origin);
+    }
+
+    async fn nodes(&self) -> Result<ClusterNodes> {
+        self.inner.nodes().await
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {

@@ -6,6 +6,7 @@
 //! | file | tests of |
 //! |---|---|
 //! | `kills.rs` | sessions that an operator ends, and the lists that name them |
+//! | `lists.rs` | what lists show of locks, waits and their transactions |
 //! | `locks.rs` | locks of embedders and clients: order, time, deadlocks |
 //! | `operations.rs` | operations of a session: in order, once, and bounded (T2) |
 //! | `promises.rs` | lapsed promises, and the fate of their locks (P1, C4, C5) |
@@ -16,6 +17,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 mod kills;
+mod lists;
 mod locks;
 mod operations;
 mod promises;

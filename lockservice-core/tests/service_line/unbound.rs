@@ -6,7 +6,7 @@ use std::time::Duration;
 use lockservice_core::allocator::{BeginCommit, CommitWindow, LockTableAllocator, PresentedBind};
 use lockservice_core::clock::hi;
 use lockservice_core::service::TxnOptions;
-use lockservice_core::{CommitAttempt, ErrorKind, Nonce, TxnId, TxnNumber};
+use lockservice_core::{CommitAttempt, ErrorKind, Key, Nonce, TxnId, TxnNumber};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
@@ -39,9 +39,16 @@ async fn those_who_wait_out_an_old_lease_are_seen_and_come_in_as_they_came() {
     assert_eq!(waits.len(), 8, "{waits:?}");
     for wait in &waits {
         assert_eq!((wait.info.holder.origin, wait.info.holder.counter.get()), (dead, 0));
-        assert_eq!(wait.holder_client, "node", "it says which node had the table");
+        assert_eq!(wait.holder.client, "node", "it says which node had the table");
     }
     assert!(waits.is_sorted_by_key(|wait| wait.info.since), "in their order");
+    let of_row = |name: &str| {
+        let mut list = service.row_list(&table(), &Key::new(name).expect("a key"));
+        let lines = std::iter::from_fn(move || list.next_slice(3)).flatten();
+        lines.map(|line| line.info.txn).collect::<Vec<_>>()
+    };
+    let waiters: Vec<_> = waits.iter().map(|wait| wait.info.waiter).collect();
+    assert_eq!((of_row("k"), of_row("other")), (waiters, Vec::new()));
     assert_eq!(service.waits(None).len(), 8);
     // A later call that does not wait never gets in between.
     let late = loop {

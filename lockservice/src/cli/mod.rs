@@ -11,7 +11,7 @@
 //! | `supervise/` | the processes that end the command with its lock |
 //! | `signals.rs` | the signals that the wrapper takes for its command |
 //! | `patience.rs, waiting.rs` | the deadline until the lock is held, and the messages of a waiter |
-//! | `list.rs` | `locks`, `waits`, `binds`, `sessions`, `txns`: the lists for an operator |
+//! | `list/` | `locks`, `waits`, `binds`, `sessions`, `txns`: the lists for an operator |
 //! | `kill.rs, table.rs` | `session`, `table`: the other commands of an operator |
 //! | `store.rs` | `store check`, `migrate`, `dump`, `restore` |
 //! | `certs.rs`, `token.rs` | `certs`: a CA and certificates to try TLS with; `token`: bearer tokens |

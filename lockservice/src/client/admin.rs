@@ -3,9 +3,12 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use lockservice_core::allocator::BindStatus;
+use lockservice_core::allocator::{BindStatus, ServiceStatus};
 use lockservice_core::service::{Killed, LockStatus, SessionStatus, TxnStatus, WaitStatus};
-use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId, SessionHandle, TableRef};
+use lockservice_core::{
+    Error, ErrorKind, Key, NodeName, Result, ServiceId, SessionHandle, TableRef,
+};
+use prost::bytes::Bytes;
 
 use super::connect::Node;
 use crate::channel::Link;
@@ -19,7 +22,7 @@ const HOPS_MAX: usize = 3;
 
 /// Lists of a server's locks, waits, sessions and transactions and of the cluster's binds, of
 /// bounded length: see [`Listed::is_cut`]. Every call fails with `Unavailable` if no server
-/// responds.
+/// responds. [`ClusterAdmin`](super::ClusterAdmin) lists what is at all nodes.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
     node: Node,
@@ -29,6 +32,11 @@ pub struct AdminClient {
 impl AdminClient {
     pub(super) fn new(node: Node) -> Self {
         Self { wire: Wire::new(node.channel.clone()), node }
+    }
+
+    /// The address of the server.
+    pub(super) fn address(&self) -> &str {
+        &self.node.address
     }
 
     /// The node of the server, and its incarnation that serves now.
@@ -44,6 +52,19 @@ impl AdminClient {
         Ok((NodeName::new(&response.node)?, ServiceId::new(response.service)))
     }
 
+    /// Every node of the cluster that has a lease, with the address at which clients reach it.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds, or none knows a leader; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn nodes(&self) -> Result<Listed<ServiceStatus>> {
+        let mut wire = self.wire.clone();
+        let stream = self.node.call(wire.list_nodes(proto::ListNodesRequest {})).await?;
+        self.collect(stream, |node| (node.cut, convert::node_from_proto(&node))).await
+    }
+
     /// Every lock that the server has granted and that is held; of one table if one is given.
     ///
     /// # Errors
@@ -52,11 +73,29 @@ impl AdminClient {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn locks(&self, table: Option<&TableRef>) -> Result<Listed<LockStatus>> {
+        self.list_locks(table, Bytes::new()).await
+    }
+
+    /// The locks that overlap a row of a table, then the calls that wait for something that
+    /// overlaps it, in their order: those have [`waiting`](LockStatus::waiting). It costs what
+    /// overlaps, however much is locked in the table.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn row(&self, table: &TableRef, row: &Key) -> Result<Listed<LockStatus>> {
+        self.list_locks(Some(table), Bytes::copy_from_slice(row.as_bytes())).await
+    }
+
+    async fn list_locks(&self, table: Option<&TableRef>, key: Bytes) -> Result<Listed<LockStatus>> {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
-        let stream =
-            self.node.call(wire.list_locks(proto::ListLocksRequest { group, table })).await?;
-        self.collect(stream, |info| (info.cut, convert::lock_status_from_proto(info))).await
+        let request = proto::ListLocksRequest { group, table, key };
+        let stream = self.node.call(wire.list_locks(request)).await?;
+        let now = self.node.client.clock().now();
+        self.collect(stream, |info| (info.cut, convert::lock_status_from_proto(info, now))).await
     }
 
     /// Every wait: the waiter, the item and the holder; of one table if one is given. `since` is

@@ -45,6 +45,7 @@
 //! | `driver`, `backoff` | the task behind a session: renewals, new connections; their pauses |
 //! | `responses` | the responses of a stream, as they are read |
 //! | `allocator`, `admin` | validation of commits; lists and calls for operators |
+//! | `cluster_admin` | lists of all nodes of a cluster |
 //!
 //! The way of a lock call: `session` or `txn`, `txn/call` (a permit), `outbox` (encoded, a place in
 //! the order), `stream` (a frame), the server; `driver`, `responses`, `outbox/response`, and back
@@ -77,6 +78,7 @@ mod admin;
 mod allocator;
 mod backoff;
 mod builder;
+mod cluster_admin;
 mod cluster_session;
 mod connect;
 mod driver;
@@ -91,6 +93,7 @@ mod txn;
 pub use self::admin::{AdminClient, Kill, Listed};
 pub use self::allocator::{Admission, AllocatorClient};
 pub use self::builder::ClientBuilder;
+pub use self::cluster_admin::{ClusterAdmin, ClusterList, MissingNode};
 pub use self::connect::Client;
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::responses::fuzz_server_frame;

@@ -48,7 +48,8 @@ pub fn add_status_from_proto(status: &mut AllocatorStatus, part: proto::StatusPa
     Ok(())
 }
 
-fn node_to_proto(service: &ServiceStatus) -> proto::NodeStatus {
+/// A node as a message.
+pub fn node_to_proto(service: &ServiceStatus) -> proto::NodeStatus {
     let state = match service.state {
         ServiceState::Live => "live",
         ServiceState::Fenced => "fenced",
@@ -59,10 +60,15 @@ fn node_to_proto(service: &ServiceStatus) -> proto::NodeStatus {
         node: service.node.to_string(),
         address: service.address.clone(),
         state: state.to_owned(),
+        cut: false,
     }
 }
 
-fn node_from_proto(node: &proto::NodeStatus) -> Result<ServiceStatus> {
+/// The node in a message.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
+pub fn node_from_proto(node: &proto::NodeStatus) -> Result<ServiceStatus> {
     let state = match node.state.as_str() {
         "live" => ServiceState::Live,
         "fenced" => ServiceState::Fenced,

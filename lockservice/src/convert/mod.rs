@@ -11,9 +11,12 @@
 //! | `known_tables` | names of tables that were checked already |
 //! | `allocator`, `commit`, `forgetting` | calls between nodes and the allocator |
 //! | `cluster_status`, `status`, `owners` | lists for operators; kills |
+//! | `cluster_mark` | the cluster of a node, as metadata |
 //! | `error`, `grpc_status` | errors as messages, and as gRPC statuses |
 
 mod allocator;
+#[cfg(feature = "server")]
+mod cluster_mark;
 mod cluster_status;
 mod commit;
 mod error;
@@ -35,7 +38,11 @@ pub use self::allocator::{
     report_from_proto, report_to_proto, reserved_from_proto, reserved_to_proto, started_from_proto,
     started_to_proto, tokens_from_proto, tokens_to_proto,
 };
-pub use self::cluster_status::{add_status_from_proto, status_to_proto};
+#[cfg(feature = "server")]
+pub(crate) use self::cluster_mark::{CLUSTER, cluster_from_metadata, cluster_to_metadata};
+pub use self::cluster_status::{
+    add_status_from_proto, node_from_proto, node_to_proto, status_to_proto,
+};
 pub use self::commit::{
     admission_from_proto, admission_to_proto, begin_commit_from_proto, begin_commit_to_proto,
     cannot_commit_from_proto, cannot_commit_to_proto, txns_from_proto, txns_to_proto,

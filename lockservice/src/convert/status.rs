@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{BindState, BindStatus};
 use lockservice_core::clock::Time;
-use lockservice_core::service::{LockStatus, WaitStatus};
+use lockservice_core::service::{LockStatus, OpenedBy, TxnParty, WaitStatus};
 use lockservice_core::table::{LockInfo, WaitInfo};
 use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, NodeName, Result};
 use prost::bytes::Bytes;
@@ -26,22 +26,22 @@ pub fn lock_status_to_proto(status: &LockStatus) -> proto::LockInfo {
         item: Some(item_to_proto(&info.item, Item::Row, Item::Range)),
         mode: mode_to_proto(info.mode),
         txn: info.txn.to_string(),
-        label: status.label.clone(),
-        client: status.client.clone(),
+        party: Some(party_to_proto(&status.party)),
         token: info.token.get(),
         waiters: u32::try_from(info.waiters).unwrap_or(u32::MAX),
-        cut: false,
         pending: info.pending,
-        still_running: status.still_running.clone(),
+        waiting_ms: status.waiting.map(millis_down),
+        cut: false,
     }
 }
 
-/// The held lock in a message.
+/// The held lock in a message, received at `now` of the receiver's clock.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
-pub fn lock_status_from_proto(info: proto::LockInfo) -> Result<LockStatus> {
+pub fn lock_status_from_proto(info: proto::LockInfo, now: Time) -> Result<LockStatus> {
     use proto::lock_info::Item;
+    let waiting = info.waiting_ms.map(Duration::from_millis);
     Ok(LockStatus {
         info: LockInfo {
             table: table_from_proto(&info.group, &info.table)?,
@@ -55,10 +55,10 @@ pub fn lock_status_from_proto(info: proto::LockInfo) -> Result<LockStatus> {
             token: FencingToken::new(info.token),
             pending: info.pending,
             waiters: usize::try_from(info.waiters).unwrap_or(usize::MAX),
+            waiting_since: waiting.map(|waiting| before(now, waiting)),
         },
-        label: info.label,
-        client: info.client,
-        still_running: info.still_running,
+        party: party_from_proto(info.party)?,
+        waiting,
     })
 }
 
@@ -72,11 +72,9 @@ pub fn wait_status_to_proto(status: &WaitStatus) -> proto::WaitInfo {
         item: Some(item_to_proto(&info.item, Item::Row, Item::Range)),
         mode: mode_to_proto(info.mode),
         waiter: info.waiter.to_string(),
-        waiter_label: status.waiter_label.clone(),
-        waiter_client: status.waiter_client.clone(),
+        waiter_party: Some(party_to_proto(&status.waiter)),
         holder: info.holder.to_string(),
-        holder_label: status.holder_label.clone(),
-        holder_client: status.holder_client.clone(),
+        holder_party: Some(party_to_proto(&status.holder)),
         granted: info.granted,
         waiting_ms: millis_down(status.waiting),
         held_item: Some(item_to_proto(&info.held_item, HeldItem::HeldRow, HeldItem::HeldRange)),
@@ -108,13 +106,42 @@ pub fn wait_status_from_proto(info: proto::WaitInfo, now: Time) -> Result<WaitSt
                 None => return Err(no_item()),
             },
             granted: info.granted,
-            since: Time::from_origin(now.since_origin().saturating_sub(waiting)),
+            since: before(now, waiting),
         },
         waiting,
-        waiter_label: info.waiter_label,
-        waiter_client: info.waiter_client,
-        holder_label: info.holder_label,
-        holder_client: info.holder_client,
+        waiter: party_from_proto(info.waiter_party)?,
+        holder: party_from_proto(info.holder_party)?,
+    })
+}
+
+fn before(now: Time, waiting: Duration) -> Time {
+    Time::from_origin(now.since_origin().saturating_sub(waiting))
+}
+
+fn party_to_proto(party: &TxnParty) -> proto::TxnParty {
+    proto::TxnParty {
+        label: party.label.clone(),
+        client: party.client.clone(),
+        session: party.session.map(|session| session.to_string()).unwrap_or_default(),
+        identity: party.opened_by.identity.clone(),
+        address: party.opened_by.address.clone(),
+        left_ms: party.left.map(millis_up),
+        held_ms: party.held.map(millis_down),
+        still_running: party.still_running.clone(),
+    }
+}
+
+fn party_from_proto(party: Option<proto::TxnParty>) -> Result<TxnParty> {
+    let party = party.unwrap_or_default();
+    let session = (!party.session.is_empty()).then(|| party.session.parse()).transpose()?;
+    Ok(TxnParty {
+        label: party.label,
+        client: party.client,
+        session,
+        opened_by: OpenedBy { identity: party.identity, address: party.address },
+        left: party.left_ms.map(Duration::from_millis),
+        held: party.held_ms.map(Duration::from_millis),
+        still_running: party.still_running,
     })
 }
 
@@ -191,32 +218,45 @@ mod tests {
         TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(number), false)
     }
 
+    fn party(name: &str) -> TxnParty {
+        TxnParty {
+            label: format!("label of {name}"),
+            client: format!("{name}@host:7"),
+            session: Some("s100000001-7".parse().expect("a handle")),
+            opened_by: OpenedBy { identity: name.to_owned(), address: "[::1]:5".to_owned() },
+            left: Some(Duration::from_secs(3)),
+            held: Some(Duration::from_secs(4)),
+            still_running: "7 (sleep)".to_owned(),
+        }
+    }
+
     #[test]
     fn locks_and_waits_cross_the_wire() {
         let table = TableRef::new("g", "t").expect("a name");
+        let now = Time::from_origin(Duration::from_secs(6));
         let items = [
             LockItem::Row(Key::new("k").expect("a key")),
             LockItem::Range(KeyRange::whole_table()),
         ];
         for item in items {
-            let lock = LockStatus {
-                info: LockInfo {
-                    table: table.clone(),
-                    item: item.clone(),
-                    mode: LockMode::Shared,
-                    txn: txn(1),
-                    token: FencingToken::new(4),
-                    pending: matches!(item, LockItem::Row(_)),
-                    waiters: 2,
-                },
-                label: "l".to_owned(),
-                client: "c".to_owned(),
-                still_running: "7 (sleep)".to_owned(),
-            };
-            assert_eq!(
-                lock_status_from_proto(lock_status_to_proto(&lock)).expect("own message"),
-                lock
-            );
+            for waiting in [None, Some(Duration::from_secs(2))] {
+                let lock = LockStatus {
+                    info: LockInfo {
+                        table: table.clone(),
+                        item: item.clone(),
+                        mode: LockMode::Shared,
+                        txn: txn(1),
+                        token: FencingToken::new(4),
+                        pending: matches!(item, LockItem::Row(_)),
+                        waiters: 2,
+                        waiting_since: waiting.map(|_| Time::from_origin(Duration::from_secs(4))),
+                    },
+                    party: if waiting.is_some() { party("a") } else { TxnParty::default() },
+                    waiting,
+                };
+                let read = lock_status_from_proto(lock_status_to_proto(&lock), now);
+                assert_eq!(read.expect("own message"), lock);
+            }
             let wait = WaitStatus {
                 info: WaitInfo {
                     table: table.clone(),
@@ -229,12 +269,9 @@ mod tests {
                     since: Time::from_origin(Duration::from_secs(5)),
                 },
                 waiting: Duration::from_secs(1),
-                waiter_label: "a".to_owned(),
-                waiter_client: "b".to_owned(),
-                holder_label: "c".to_owned(),
-                holder_client: "d".to_owned(),
+                waiter: party("a"),
+                holder: party("b"),
             };
-            let now = Time::from_origin(Duration::from_secs(6));
             assert_eq!(
                 wait_status_from_proto(wait_status_to_proto(&wait), now).expect("own message"),
                 wait

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::Stream;
 use lockservice_core::CommitAttempt;
-use lockservice_core::allocator::LockTableAllocator;
+use lockservice_core::allocator::{AllocatorStatus, ClusterNodes, LockTableAllocator};
 use tonic::{Request, Response, Status};
 
 use super::Principal;
@@ -82,9 +82,14 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         &self,
         request: Request<proto::StatusRequest>,
     ) -> Result<Response<Self::StatusStream>, Status> {
-        let call = async |_| {
-            let parts =
-                convert::status_to_proto(self.allocator.status().await?, STATUS_LINES_MAX).map(Ok);
+        let call = async |request: proto::StatusRequest| {
+            let status = if request.nodes_only {
+                let ClusterNodes { at, nodes } = self.allocator.nodes().await?;
+                AllocatorStatus { at, services: nodes, binds: Vec::new() }
+            } else {
+                self.allocator.status().await?
+            };
+            let parts = convert::status_to_proto(status, STATUS_LINES_MAX).map(Ok);
             Ok(Box::pin(futures::stream::iter(parts)) as Self::StatusStream)
         };
         self.gate.pass(request, call).await

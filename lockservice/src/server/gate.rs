@@ -9,8 +9,7 @@ use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use crate::convert::to_status;
-use crate::peers::{CLUSTER, cluster_from_metadata, cluster_to_metadata};
+use crate::convert::{CLUSTER, cluster_from_metadata, cluster_to_metadata, to_status};
 
 /// The number of refused calls that share one line in the log.
 const REFUSED_PER_LINE: u64 = 1_000;

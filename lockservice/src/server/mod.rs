@@ -22,6 +22,7 @@
 //! | `session_stream`, `connection` | the session stream: as a call; its life |
 //! | `operation`, `under_way`, `quiet` | its messages; those that wait, or need no response |
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
+//! | `list_stream` | lists of the API `Admin`, sent slice by slice |
 //! | `table_names` | the tables that a commit presents, by name |
 
 mod access;
@@ -39,6 +40,7 @@ mod health;
 mod host;
 mod incoming;
 mod kill;
+mod list_stream;
 mod listener;
 mod locks;
 mod operation;

@@ -65,10 +65,13 @@ async fn a_call_of_any_language_has_a_status_that_says_whether_the_caller_is_kno
         let node = admin.get_node(with(proto::GetNodeRequest {}, Some(authorization))).await;
         node.expect("it is known");
     }
-    let status = with(proto::StatusRequest {}, Some(&*client));
+    let status = with(proto::StatusRequest::default(), Some(&*client));
     let refused = allocator.status(status).await.expect_err("not for clients");
     assert_eq!(refused.code(), Code::PermissionDenied);
-    allocator.status(with(proto::StatusRequest {}, Some(&operator))).await.expect("an operator");
+    allocator
+        .status(with(proto::StatusRequest::default(), Some(&operator)))
+        .await
+        .expect("an operator");
     let latest = |table: &str| proto::LatestRequest { group: "g".into(), table: table.into() };
     let refused = allocator.latest(with(latest("u"), Some(&client))).await.expect_err("not its");
     assert_eq!(refused.code(), Code::PermissionDenied);

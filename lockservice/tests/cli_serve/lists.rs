@@ -24,7 +24,7 @@ fn the_lists_are_tables_or_objects() {
     assert_eq!(bind["state"], "bound");
     let table = String::from_utf8(server.run(&["locks"]).stdout).unwrap();
     assert!(
-        table.lines().next().unwrap().starts_with("GROUP") && table.contains("alice"),
+        table.lines().next().unwrap().starts_with("TABLE") && table.contains("alice"),
         "{table}"
     );
 }

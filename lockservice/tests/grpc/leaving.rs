@@ -26,7 +26,7 @@ async fn what_a_client_could_not_stop_is_seen_with_its_locks_which_stay_until_th
         session.leave(said).await.expect("the server is told");
         drop((lock, session));
         let locks = client.admin().locks(Some(&table())).await.expect("it responds");
-        let shown: Vec<&str> = locks.iter().map(|lock| lock.still_running.as_str()).collect();
+        let shown: Vec<&str> = locks.iter().map(|lock| lock.party.still_running.as_str()).collect();
         assert_eq!(shown, [seen]);
         next.lock(spec("alice")).await.expect("it lapses").release().await.expect("acknowledged");
         assert!(renewed.elapsed() > ttl / 2, "lapsed, not released: {:?}", renewed.elapsed());
@@ -34,7 +34,7 @@ async fn what_a_client_could_not_stop_is_seen_with_its_locks_which_stay_until_th
     let session = client.session(None).await.expect("a session");
     let _held = session.lock(spec("alice")).await.expect("free");
     let locks = client.admin().locks(Some(&table())).await.expect("it responds");
-    assert_eq!(locks[0].still_running, "", "of others nothing is said");
+    assert_eq!(locks[0].party.still_running, "", "of others nothing is said");
 }
 
 #[tokio::test]

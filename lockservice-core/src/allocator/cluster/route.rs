@@ -27,8 +27,9 @@ use crate::allocator::LockTableAllocator;
 use crate::allocator::cluster::{ElectedAllocator, ElectedShared, Role, TRY_AGAIN};
 use crate::allocator::leader::LocalAllocator;
 use crate::allocator::messages::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
-    Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens, Response,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
+    Forgetting, Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens,
+    Response,
 };
 use crate::allocator::report::Report;
 use crate::allocator::state::commits::{OriginTxns, TxnRange};
@@ -324,6 +325,10 @@ impl LockTableAllocator for ElectedAllocator {
     /// Each leadership of this node, now and later, reads the origin itself.
     fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
         self.shared.origins.attach(service, origin);
+    }
+
+    async fn nodes(&self) -> Result<ClusterNodes> {
+        routed!(self, leader => leader.nodes())
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {

@@ -11,8 +11,8 @@ use crate::allocator::LockTableAllocator;
 use crate::allocator::cluster::{ElectedShared, Role};
 use crate::allocator::leader::LocalAllocator;
 use crate::allocator::messages::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
-    Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
+    Forgetting, Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens,
 };
 use crate::allocator::report::Report;
 use crate::allocator::state::commits::TxnRange;
@@ -178,6 +178,10 @@ impl LockTableAllocator for LeaderView {
         range: TxnRange,
     ) -> Result<Progress> {
         self.call_as_node(async |local| local.report_txns(service, nonce, range).await).await
+    }
+
+    async fn nodes(&self) -> Result<ClusterNodes> {
+        self.call(async |local| local.nodes().await).await
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {

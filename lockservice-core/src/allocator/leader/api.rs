@@ -12,8 +12,9 @@ use crate::allocator::leader::incarnation::Started;
 use crate::allocator::leader::writer::{Command, end};
 use crate::allocator::leader::{LocalAllocator, LocalShared};
 use crate::allocator::messages::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
-    Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens, ServiceStatus,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
+    Forgetting, Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens,
+    ServiceStatus,
 };
 use crate::allocator::report::Report;
 use crate::allocator::state::commits::{OriginTxns, TxnRange};
@@ -203,6 +204,19 @@ impl LockTableAllocator for LocalAllocator {
         self.shared.origins.attach(service, origin);
     }
 
+    async fn nodes(&self) -> Result<ClusterNodes> {
+        let state = self.shared.leading().await?;
+        let now = self.shared.env.now();
+        let mut nodes = Vec::new();
+        state.services.for_each(|_, service| {
+            if service.holds(now) {
+                nodes.push(status_of(service));
+            }
+        });
+        nodes.sort_by(|a: &ServiceStatus, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
+        Ok(ClusterNodes { at: state.progress(), nodes })
+    }
+
     async fn status(&self) -> Result<AllocatorStatus> {
         let state = self.shared.leading().await?;
         let now = self.shared.env.now();
@@ -222,12 +236,7 @@ impl LockTableAllocator for LocalAllocator {
         turns.after(services.len()).await;
         services
             .retain(|service| service.holds(now) || service.references.load(Ordering::Acquire) > 0);
-        status.services.extend(services.iter().map(|service| ServiceStatus {
-            id: service.id,
-            node: service.node.clone(),
-            address: service.address.clone(),
-            state: service.state(),
-        }));
+        status.services.extend(services.iter().map(|service| status_of(service)));
         // A million binds take seconds to sort.
         let sorted = self.shared.env.spawn_blocking(move || {
             status.binds.sort_by(|a, b| {
@@ -240,6 +249,16 @@ impl LockTableAllocator for LocalAllocator {
         // L1: no call succeeds once the leadership has run out.
         self.shared.leading().await?;
         Ok(status)
+    }
+}
+
+/// An incarnation, as an operator sees it.
+fn status_of(service: &Service) -> ServiceStatus {
+    ServiceStatus {
+        id: service.id,
+        node: service.node.clone(),
+        address: service.address.clone(),
+        state: service.state(),
     }
 }
 

@@ -100,8 +100,6 @@ pub(crate) struct SessionRecord {
     state: Mutex<SessionState>,
     /// How far its end has come.
     ending: watch::Sender<Ending>,
-    /// Who opened it.
-    opened_by: OpenedBy,
     /// The number of the current attachment (T3).
     attached: watch::Sender<AttachmentNumber>,
     /// Its lock calls that wait.
@@ -119,7 +117,7 @@ impl SessionRecord {
     /// What operators see of it; `None` if it is over.
     pub(in crate::service) fn status(&self, clock: &dyn Clock) -> Option<SessionStatus> {
         let renewals = &self.renewals;
-        let (lapses, now) = renewals.lapses(clock)?;
+        let left = renewals.left(clock)?;
         let state = self.state.lock();
         let txns = state.txns.len() + state.stopped.len();
         drop(state);
@@ -127,9 +125,9 @@ impl SessionRecord {
         Some(SessionStatus {
             handle: renewals.handle,
             client: renewals.client.to_string(),
-            opened_by: self.opened_by.clone(),
+            opened_by: renewals.opened_by.clone(),
             ttl: renewals.ttl,
-            left: lapses.remaining(now),
+            left,
             txns,
             waiting: self.waits.count(),
             ending: ending.unwrap_or_default(),

@@ -67,7 +67,12 @@ impl LockService {
         let handle = SessionHandle { service: inner.id, number: inner.session_numbers.next() };
         let record = Arc::new(SessionRecord {
             id,
-            renewals: Arc::new(Renewals::new(ttl, handle, client, inner.parts.env.now())),
+            renewals: Arc::new(Renewals::new(
+                ttl,
+                handle,
+                (client, opened_by),
+                inner.parts.env.now(),
+            )),
             state: Mutex::new(SessionState {
                 stage: Stage::Open,
                 stopped: Vec::new(),
@@ -80,7 +85,6 @@ impl LockService {
                 charge,
             }),
             ending: watch::Sender::default(),
-            opened_by,
             attached: watch::Sender::default(),
             waits: Waits::default(),
             span: tracing::debug_span!("session", client),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Time, hi};
 use crate::id::SessionHandle;
+use crate::service::session::OpenedBy;
 use crate::sync::Mutex;
 
 /// A session's promise (P1): when it was last renewed, and whether it is over. Shared with its
@@ -20,6 +21,8 @@ pub(crate) struct Renewals {
     pub(crate) handle: SessionHandle,
     /// The name of the client, for operators.
     pub(crate) client: Box<str>,
+    /// Who opened it, for operators.
+    pub(crate) opened_by: OpenedBy,
     kept: Mutex<Kept>,
     /// The processes that its client left running when it went.
     pub(super) still_running: OnceLock<String>,
@@ -42,11 +45,17 @@ enum Standing {
 }
 
 impl Renewals {
-    pub(super) fn new(ttl: Duration, handle: SessionHandle, client: &str, now: Time) -> Self {
+    pub(super) fn new(
+        ttl: Duration,
+        handle: SessionHandle,
+        (client, opened_by): (&str, OpenedBy),
+        now: Time,
+    ) -> Self {
         Self {
             ttl,
             handle,
             client: client.into(),
+            opened_by,
             kept: Mutex::new(Kept { renewed: now, standing: Standing::Renewable }),
             still_running: OnceLock::new(),
         }
@@ -76,6 +85,11 @@ impl Renewals {
     /// `None` if it is over.
     pub(crate) fn lapses(&self, clock: &dyn Clock) -> Option<(Time, Time)> {
         self.decide(clock, Standing::Stopped, |kept, now| (kept.renewed + hi(self.ttl), now))
+    }
+
+    /// What is left until the promise lapses, unless it is renewed; `None` if it is over.
+    pub(crate) fn left(&self, clock: &dyn Clock) -> Option<Duration> {
+        self.lapses(clock).map(|(lapses, now)| lapses.remaining(now))
     }
 
     /// Nothing is renewed or granted any more. What was promised is kept until it lapses (P5).

@@ -22,7 +22,8 @@ use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
 use crate::service::tables::line::{
-    Desertion, Handed, LastOwner, LinePosition, Lines, Requested, Standing, Waiter,
+    Desertion, Handed, LastOwner, LinePosition, Lines, Requested, StandingFilter, StandingSlice,
+    Waiter,
 };
 use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
@@ -79,15 +80,15 @@ impl Tables {
         Some(WaitsFor::Table { last_owner: last_owner.map(|owner| (owner.service, owner.node)) })
     }
 
-    /// Those who wait for a table, or for one table, to be bound here: the next ones after `after`,
-    /// at most `most`.
+    /// Those who wait for a table to be bound here: of the next ones after `after`, of which it
+    /// looks at `most`.
     pub(in crate::service) fn standing(
         &self,
-        only: Option<&TableRef>,
+        filter: &StandingFilter,
         after: Option<&(TableRef, LinePosition)>,
         most: usize,
-    ) -> Vec<Standing> {
-        self.lines.lock().standing(only, after, most)
+    ) -> StandingSlice {
+        self.lines.lock().standing(filter, after, most)
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::clock::Time;
+use crate::clock::{Clock, Time};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::service::session::Renewals;
-use crate::service::{ServiceInner, TxnOptions};
+use crate::service::{ServiceInner, TxnOptions, TxnParty};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::TxnHandle;
 
@@ -26,7 +26,7 @@ pub(crate) struct TxnRecord {
     pub(in crate::service) held_since: HeldSince,
 }
 
-/// When a transaction was first granted a lock, if that is measured.
+/// When a transaction was first granted a lock, if that is noted.
 ///
 /// ORDERING: `Relaxed`, without a partner: a measurement, on which nothing depends.
 #[derive(Debug, Default)]
@@ -56,6 +56,20 @@ impl TxnRecord {
     ) -> Self {
         let at_engine = TxnHandle::new(id);
         Self { id, label, session, at_engine, held_since: HeldSince::default() }
+    }
+
+    /// What operators know of it.
+    fn party(&self, clock: &dyn Clock) -> TxnParty {
+        let session = self.session.as_deref();
+        TxnParty {
+            label: self.label.to_string(),
+            client: self.client().to_owned(),
+            session: session.map(|session| session.handle),
+            opened_by: session.map(|session| session.opened_by.clone()).unwrap_or_default(),
+            left: session.and_then(|session| session.left(clock)),
+            held: self.held_since.get().map(|since| clock.now().since(since)),
+            still_running: session.map_or_else(String::new, |it| it.still_running().to_owned()),
+        }
     }
 
     /// The client of its session; empty for an embedder.
@@ -140,11 +154,10 @@ impl ServiceInner {
             .unwrap_or_default()
     }
 
-    /// The processes that a transaction's client left running when it went; empty unless it said
-    /// so.
-    pub(crate) fn still_running(&self, txn: TxnId) -> String {
-        let session =
-            self.named_txns.read(&txn, |record| record.and_then(|record| record.session.clone()));
-        session.map(|session| session.still_running().to_owned()).unwrap_or_default()
+    /// What operators know of a transaction; nothing if it has no name, or has ended.
+    pub(crate) fn party(&self, txn: TxnId) -> TxnParty {
+        // The parts are read, and copied, while others use the map.
+        let record = self.named_txns.read(&txn, |record| record.cloned());
+        record.map(|record| record.party(&**self.parts.env.clock())).unwrap_or_default()
     }
 }

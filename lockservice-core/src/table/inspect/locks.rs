@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::Lines;
-use crate::id::{TableId, TxnId};
+use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::{Key, LockItem, LockMode};
 use crate::table::entry::Entry;
 use crate::table::lock_table::{ItemRef, LockTable};
@@ -124,7 +124,7 @@ impl EngineState {
 
     /// The holders of an entry after `from`. Breaks with the last one in the list if the budget is
     /// used up.
-    fn locks_at(
+    pub(super) fn locks_at(
         &self,
         table: &LockTable,
         item: &LockItem,
@@ -160,11 +160,30 @@ impl EngineState {
                 token: holder.token(),
                 pending: holder.pending,
                 waiters: waiters[mode.index()] - usize::from(own),
+                waiting_since: None,
             };
             // The budget ends after a line, so that every slice gets further.
             locks.push(line).map_break(|()| holder.txn)?;
         }
         ControlFlow::Continue(())
+    }
+}
+
+/// The line of a row that is held without contention.
+pub(super) fn uncontended_line(
+    table: &LockTable,
+    item: LockItem,
+    (txn, token, mode): (TxnId, FencingToken, LockMode),
+) -> LockInfo {
+    LockInfo {
+        table: table.bind.table.clone(),
+        item,
+        mode,
+        txn,
+        token,
+        pending: false,
+        waiters: 0,
+        waiting_since: None,
     }
 }
 
@@ -179,8 +198,8 @@ fn uncontended_locks(
     locks: &mut Lines<LockInfo>,
 ) -> ControlFlow<()> {
     let Some(snapshot) = rows else { return ControlFlow::Continue(()) };
-    while snapshot.keys.front().is_some_and(|key| before.is_none_or(|before| key <= before))
-        && let Some(key) = snapshot.keys.pop_front()
+    while snapshot.first().is_some_and(|key| before.is_none_or(|before| key <= before))
+        && let Some(key) = snapshot.take_first()
     {
         if Some(&key) == before {
             // The row has become contended since, and is listed with its entry.
@@ -189,15 +208,7 @@ fn uncontended_locks(
         let holder = table.table_rows().holder(&key);
         let item = LockItem::Row(key);
         let flow = match holder {
-            Some((txn, token, mode)) => locks.push(LockInfo {
-                table: table.bind.table.clone(),
-                item: item.clone(),
-                mode,
-                txn,
-                token,
-                pending: false,
-                waiters: 0,
-            }),
+            Some(holder) => locks.push(uncontended_line(table, item.clone(), holder)),
             None => {
                 locks.spend();
                 locks.flow()

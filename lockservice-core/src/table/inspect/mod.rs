@@ -7,9 +7,11 @@
 //! |---|---|
 //! | `mod.rs` | the lines of a slice; the obstacle of one call |
 //! | `locks.rs` | the list of locks: contended ones by entry, the others by snapshot |
+//! | `row.rs` | the list of one row: who holds what overlaps it, and who waits for that |
 //! | `waits.rs` | the list of waits: for each waiter its conflicting holders and waiters |
 
 mod locks;
+mod row;
 mod waits;
 
 use std::ops::{Bound, ControlFlow};
@@ -22,6 +24,7 @@ use crate::error::Blocker;
 use crate::id::{TableId, TxnId};
 
 pub(super) use self::locks::LocksAt;
+pub(super) use self::row::RowAt;
 pub(super) use self::waits::WaitsAt;
 
 /// The lines of a slice, and the work that it may still do: lines, and entries that are visited.

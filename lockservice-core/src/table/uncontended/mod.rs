@@ -101,4 +101,4 @@ pub use self::handles::{CallGuard, Savepoint, TableHandle, TxnHandle};
 pub use self::lock_row::RowGrant;
 pub(super) use self::places::{TablePlace, TablePlaces};
 pub(super) use self::rows::TableRows;
-pub(super) use self::snapshot::{RowSnapshot, SNAPSHOT_KEYS};
+pub(super) use self::snapshot::{RowSnapshot, SNAPSHOT_KEYS, SnapshotBuild};

@@ -137,6 +137,10 @@ impl TableRows {
         &self.shards[number as usize].0
     }
 
+    pub(super) const fn shard_count(&self) -> u32 {
+        self.shards.len() as u32
+    }
+
     pub(super) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> {
         self.shards.iter().map(|shard| &shard.0)
     }

@@ -29,7 +29,8 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
 
     let locks = fixture.locks(Some(&table())).await.expect("a list");
     let lock = |label: &str, text: &str| {
-        let found = locks.iter().find(|lock| lock.label == label && lock.info.item == item(text));
+        let found =
+            locks.iter().find(|lock| lock.party.label == label && lock.info.item == item(text));
         found.unwrap_or_else(|| panic!("{label} holds {text}: {locks:?}"))
     };
     assert_eq!(locks.len(), 4, "of that table alone: {locks:?}");
@@ -40,7 +41,7 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
         let lock = lock(&actor.name, text);
         assert_eq!((lock.info.mode, lock.info.token, lock.info.txn), (mode, token, actor.id()));
         assert_eq!(
-            (&lock.info.table, &lock.client, lock.info.waiters),
+            (&lock.info.table, &lock.party.client, lock.info.waiters),
             (&table(), &client_of(&actor.name), waiters)
         );
     }
@@ -58,10 +59,10 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
         ]
     );
     let holder = |label: &str| {
-        waits.iter().find(|w| w.holder_label == label).expect("in the lines").info.holder
+        waits.iter().find(|w| w.holder.label == label).expect("in the lines").info.holder
     };
     for wait in &waits {
-        let waiter = if wait.waiter_label == "v" { v.id() } else { w.id() };
+        let waiter = if wait.waiter.label == "v" { v.id() } else { w.id() };
         assert_eq!(wait.info.waiter, waiter);
     }
     assert_eq!((holder("a"), holder("b"), holder("w")), (a.id(), b.id(), w.id()));
@@ -78,11 +79,11 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
 fn in_words(wait: &WaitStatus) -> String {
     let info = &wait.info;
     assert_eq!(info.table, table());
-    assert_eq!(wait.waiter_client, client_of(&wait.waiter_label));
-    assert_eq!(wait.holder_client, client_of(&wait.holder_label));
+    assert_eq!(wait.waiter.client, client_of(&wait.waiter.label));
+    assert_eq!(wait.holder.client, client_of(&wait.holder.label));
     assert!(wait.waiting < Duration::from_secs(60));
     let how = if info.granted { "held" } else { "requested" };
-    let (who, whom) = (&wait.waiter_label, &wait.holder_label);
+    let (who, whom) = (&wait.waiter.label, &wait.holder.label);
     let (item, mode, held) = (&info.item, info.mode, &info.held_item);
     format!("{who} waits for {item}, {mode}, since {held} is {how} by {whom}")
 }

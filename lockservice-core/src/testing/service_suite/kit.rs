@@ -334,7 +334,7 @@ impl<'a> Scene<'a> {
     /// The waiters, in the order of the queue.
     pub(super) async fn waiting(&self) -> Vec<String> {
         let waits = self.fixture.waits(None).await.expect("a list");
-        let mut names: Vec<String> = waits.into_iter().map(|wait| wait.waiter_label).collect();
+        let mut names: Vec<String> = waits.into_iter().map(|wait| wait.waiter.label).collect();
         names.dedup();
         names
     }
@@ -345,9 +345,9 @@ impl<'a> Scene<'a> {
         let mut held: Vec<String> = locks
             .into_iter()
             .map(|lock| match lock.info.mode {
-                LockMode::Update => format!("{} updates {}", lock.label, lock.info.item),
-                LockMode::Exclusive => format!("{} holds {}", lock.label, lock.info.item),
-                LockMode::Shared => format!("{} shares {}", lock.label, lock.info.item),
+                LockMode::Update => format!("{} updates {}", lock.party.label, lock.info.item),
+                LockMode::Exclusive => format!("{} holds {}", lock.party.label, lock.info.item),
+                LockMode::Shared => format!("{} shares {}", lock.party.label, lock.info.item),
             })
             .collect();
         held.sort();
@@ -357,7 +357,7 @@ impl<'a> Scene<'a> {
     /// The locks of one transaction.
     pub(super) async fn held_by(&self, actor: &Actor) -> Held {
         let locks = self.fixture.locks(None).await.expect("a list");
-        let own = locks.into_iter().filter(|lock| lock.label == actor.name);
+        let own = locks.into_iter().filter(|lock| lock.party.label == actor.name);
         own.map(|lock| (lock.info.item.to_string(), lock.info.mode, lock.info.token)).collect()
     }
 

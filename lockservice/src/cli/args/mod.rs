@@ -15,11 +15,13 @@ mod serve;
 mod store;
 mod supervise;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
-use lockservice_core::{GroupName, SessionHandle, TableName, TableRef};
+use lockservice_core::{GroupName, Key, NodeName, SessionHandle, TableName, TableRef};
 
 use super::exit::Failure;
 use crate::client::Client;
@@ -64,16 +66,16 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Run a command while holding a lock.
     Lock(LockArgs),
-    /// List the locks that are held at a node.
-    Locks(ListArgs),
-    /// List who waits for whom at a node.
-    Waits(ListArgs),
+    /// List the locks that are held, or who holds a key and who waits for it.
+    Locks(LocksArgs),
+    /// List who waits for whom.
+    Waits(WaitsArgs),
     /// List which node every lock table is bound to.
     Binds(ClientArgs),
-    /// List the sessions of a node, and who has them.
-    Sessions(ClientArgs),
-    /// List the transactions of a node.
-    Txns(ClientArgs),
+    /// List the sessions, and who has them.
+    Sessions(ClusterArgs),
+    /// List the transactions.
+    Txns(ClusterArgs),
     /// End a session of a client.
     #[command(subcommand)]
     Session(SessionCommand),
@@ -115,6 +117,16 @@ impl ClientArgs {
     }
 }
 
+/// The nodes at which a list is made.
+#[derive(Debug, Args)]
+pub(crate) struct ClusterArgs {
+    /// Only at this node [default: at every node of the cluster].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<NodeName>,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     /// Only this table.
@@ -123,7 +135,39 @@ pub(crate) struct ListArgs {
     #[arg(long, default_value = "default", requires = "table")]
     pub(crate) group: GroupName,
     #[command(flatten)]
-    pub(crate) client: ClientArgs,
+    pub(crate) cluster: ClusterArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LocksArgs {
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+    /// Only what overlaps this key: who holds it, or a range around it, and who waits for that, in
+    /// their order.
+    #[arg(value_name = "KEY")]
+    key: Option<OsString>,
+    /// The same for a key that begins with a hyphen: --key=--x.
+    #[arg(long = "key", value_name = "KEY", require_equals = true, requires = "table")]
+    #[arg(conflicts_with = "key")]
+    hyphenated: Option<OsString>,
+}
+
+impl LocksArgs {
+    /// The key, if one was named.
+    pub(crate) fn key(&self) -> Result<Option<Key>, Failure> {
+        let key = self.key.as_ref().or(self.hyphenated.as_ref());
+        Ok(key.map(|key| Key::new(key.as_bytes())).transpose()?)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitsArgs {
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+    /// Show who blocks whom: those who wait for nobody first, each followed by those who wait for
+    /// it. With --json each line has its depth, and the transaction that it waits for.
+    #[arg(long)]
+    pub(crate) tree: bool,
 }
 
 impl ListArgs {

@@ -9,6 +9,7 @@
 //! | `Locks`; `Allocator`: `BeginCommit`, `FinishCommit`, `Latest` | `client`, in its tables |
 //! | `Admin`: `ListLocks`, `ListWaits` of a table | `client` in its tables, or `operator` |
 //! | the same of all tables, `ListBinds` | `client` of all tables, or `operator` |
+//! | `Admin`: `ListNodes` | `client` or `operator` |
 //! | `Admin`: `DropTable`, `ListSessions`, `ListTxns`, `KillSession` | `operator` |
 //! | `Allocator`: `Status` | `peer` or `operator` |
 //! | `Peer`, and everything on the port for other nodes | `peer` |

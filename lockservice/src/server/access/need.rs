@@ -13,7 +13,7 @@ pub(in crate::server) enum Need {
     Known,
     /// The role `client`.
     Client,
-    /// The role `client` or `operator`: the API looks at the table.
+    /// The role `client` or `operator`: where there is a table, the API looks at it.
     ClientOrOperator,
     /// The role `peer` or `operator`.
     PeerOrOperator,
@@ -43,7 +43,7 @@ impl Need {
             ("lockservice.v1.Allocator", "BeginCommit" | "FinishCommit" | "Latest") => Self::Client,
             ("lockservice.v1.Allocator", _) => Self::PeerOrOperator,
             ("lockservice.v1.Admin", "GetNode") => Self::Known,
-            ("lockservice.v1.Admin", "ListLocks" | "ListWaits" | "ListBinds") => {
+            ("lockservice.v1.Admin", "ListLocks" | "ListWaits" | "ListBinds" | "ListNodes") => {
                 Self::ClientOrOperator
             }
             ("lockservice.v1.Admin", _) => Self::Operator,
@@ -93,6 +93,7 @@ mod tests {
             ("/lockservice.v1.Allocator/Status", Need::PeerOrOperator),
             ("/lockservice.v1.Admin/GetNode", Need::Known),
             ("/lockservice.v1.Admin/ListBinds", Need::ClientOrOperator),
+            ("/lockservice.v1.Admin/ListNodes", Need::ClientOrOperator),
             ("/lockservice.v1.Admin/DropTable", Need::Operator),
             ("/lockservice.v1.Admin/ListSessions", Need::Operator),
             ("/lockservice.v1.Admin/ListTxns", Need::Operator),

@@ -20,7 +20,7 @@ async fn two_sessions_never_hold_one_row_and_the_later_token_is_larger() {
     let admin = client(&served.address).await.admin();
     waits(&admin, 1).await;
     let wait = &admin.waits(Some(&table())).await.expect("the server responds")[0];
-    assert_eq!((wait.info.item.clone(), wait.waiter_client.as_str()), (row("alice"), "tester"));
+    assert_eq!((wait.info.item.clone(), wait.waiter.client.as_str()), (row("alice"), "tester"));
     let token = held.token();
     let nowait = LockSpec { wait: WaitPolicy::NoWait, ..spec("alice") };
     assert_eq!(b.lock(nowait).await.expect_err("held").kind(), ErrorKind::Conflict);
@@ -87,7 +87,7 @@ async fn chosen_keys_can_be_unlocked_and_a_dropped_session_leaves_nothing() {
     txn.unlock(&table(), &[row("a")], None).await.expect("acknowledged");
     let left = admin.locks(Some(&table())).await.expect("the server responds");
     assert_eq!(left.len(), 1);
-    assert_eq!((left[0].info.item.clone(), left[0].label.as_str()), (row("b"), "audit"));
+    assert_eq!((left[0].info.item.clone(), left[0].party.label.as_str()), (row("b"), "audit"));
     assert_eq!(admin.binds().await.expect("the server responds")[0].bind.table, table());
     drop((txn, session));
     locks(&admin, 0).await;

@@ -11,21 +11,38 @@ use crate::table::WaitInfo;
 #[derive(Debug)]
 pub(in crate::service) struct Standing {
     pub(in crate::service) info: WaitInfo,
-    pub(in crate::service) position: LinePosition,
     /// The node of the table's last owner; `None` if it is not known that there is one.
     pub(in crate::service) node: Option<NodeName>,
 }
 
+/// A slice of a list of those who wait for tables.
+#[derive(Debug, Default)]
+pub(in crate::service) struct StandingSlice {
+    pub(in crate::service) calls: Vec<Standing>,
+    /// The last call that was looked at; `None` at the end.
+    pub(in crate::service) last: Option<(TableRef, LinePosition)>,
+}
+
+/// The calls that a list shows.
+#[derive(Clone, Debug, Default)]
+pub(in crate::service) struct StandingFilter {
+    /// Those for this table; for all if it is `None`.
+    pub(in crate::service) table: Option<TableRef>,
+    /// Those that request something which overlaps this item.
+    pub(in crate::service) item: Option<LockItem>,
+}
+
 impl Lines {
-    /// Those who wait for a table, or for one table, in the order of the lines: at most `most` of
-    /// those after the position `after`.
+    /// Those who wait for a table, in the order of the lines, of at most `most` calls after the
+    /// position `after`. Each is shown with the first item that it requests, and that the filter
+    /// wants.
     pub(in crate::service) fn standing(
         &self,
-        only: Option<&TableRef>,
+        filter: &StandingFilter,
         after: Option<&(TableRef, LinePosition)>,
         most: usize,
-    ) -> Vec<Standing> {
-        let lines = match (only, after) {
+    ) -> StandingSlice {
+        let lines = match (&filter.table, after) {
             (Some(table), _) => self.lines.range(table..=table),
             (None, Some((table, _))) => self.lines.range(table..),
             (None, None) => self.lines.range::<TableRef, _>(..),
@@ -38,11 +55,16 @@ impl Lines {
                 .range((from, Bound::Unbounded))
                 .map(move |(position, waiter)| (table, line, *position, waiter))
         });
-        let standing = places.take(most).filter_map(|(table, line, position, waiter)| {
+        let mut slice = StandingSlice::default();
+        for (table, line, position, waiter) in places.take(most) {
+            slice.last = Some((table.clone(), position));
+            let wanted =
+                |item: &&LockItem| filter.item.as_ref().is_none_or(|wanted| wanted.overlaps(item));
+            let Some(item) = waiter.requested.items.iter().find(wanted) else { continue };
             let owner = line.owner.as_ref();
             let info = WaitInfo {
                 table: table.clone(),
-                item: waiter.requested.items.first()?.clone(),
+                item: item.clone(),
                 mode: waiter.requested.mode,
                 waiter: waiter.requested.in_flight.txn().id,
                 holder: TxnId {
@@ -53,8 +75,8 @@ impl Lines {
                 granted: owner.is_some(),
                 since: waiter.requested.since,
             };
-            Some(Standing { info, position, node: owner.map(|owner| owner.node.clone()) })
-        });
-        standing.collect()
+            slice.calls.push(Standing { info, node: owner.map(|owner| owner.node.clone()) });
+        }
+        slice
     }
 }
