@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::convert::{self, to_status as status};
 use crate::proto;
+use crate::server::hot::{self, Stats};
 use crate::server::{Principal, ServerSettings, ServiceHost, Slot, kill};
 
 /// The largest number of lists that are sent at the same time. Each holds a slice and the lines
@@ -24,7 +25,7 @@ const LISTS_MAX: usize = 64;
 const LIST_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Lines that are made in one go. The lock engine serves other calls between two slices.
-const SLICE_LINES: usize = 256;
+pub(super) const SLICE_LINES: usize = 256;
 
 /// The largest number of lines that wait to be taken by the connection.
 const LINES_WAITING_MAX: usize = 256;
@@ -33,6 +34,7 @@ const LINES_WAITING_MAX: usize = 256;
 pub(crate) struct AdminApi {
     slot: Slot,
     lists: Arc<Semaphore>,
+    stats: Stats,
     lines_max: usize,
     write_max: Duration,
 }
@@ -40,7 +42,8 @@ pub(crate) struct AdminApi {
 impl AdminApi {
     pub(crate) fn new(slot: Slot, settings: &ServerSettings) -> Self {
         let (lines_max, write_max) = (settings.list_lines_max, settings.write_max());
-        Self { slot, lists: Arc::new(Semaphore::new(LISTS_MAX)), lines_max, write_max }
+        let (lists, stats) = (Arc::new(Semaphore::new(LISTS_MAX)), Stats::default());
+        Self { slot, lists, stats, lines_max, write_max }
     }
 
     fn host(&self) -> Result<&ServiceHost, Status> {
@@ -132,7 +135,7 @@ async fn send_all<L: List>(
 }
 
 /// A list that is made slice by slice.
-trait List: Send + 'static {
+pub(super) trait List: Send + 'static {
     type Line: Line;
 
     /// The next lines, perhaps none; `None` at the end.
@@ -193,7 +196,7 @@ impl List for Binds {
 }
 
 /// A message that is one line of a list.
-trait Line: Send + 'static {
+pub(super) trait Line: Send + 'static {
     /// Marks the line as the last one of a list that is cut.
     fn set_cut(&mut self);
 }
@@ -208,7 +211,7 @@ macro_rules! lines {
     };
 }
 
-lines!(LockInfo, WaitInfo, BindInfo, SessionInfo, TxnInfo);
+lines!(LockInfo, WaitInfo, BindInfo, SessionInfo, TxnInfo, HotInfo);
 
 /// The table of the request, if it names one.
 fn only(group: &str, table: &str) -> Result<Option<TableRef>, Status> {
@@ -230,6 +233,7 @@ impl proto::admin_server::Admin for AdminApi {
     type ListBindsStream = ReceiverStream<Result<proto::BindInfo, Status>>;
     type ListSessionsStream = ReceiverStream<Result<proto::SessionInfo, Status>>;
     type ListTxnsStream = ReceiverStream<Result<proto::TxnInfo, Status>>;
+    type ListHotStream = ReceiverStream<Result<proto::HotInfo, Status>>;
     type KillSessionStream = kill::Responses;
 
     async fn list_locks(
@@ -292,6 +296,26 @@ impl proto::admin_server::Admin for AdminApi {
         request: Request<proto::KillSessionRequest>,
     ) -> Result<Response<Self::KillSessionStream>, Status> {
         kill::kill_session(&self.host()?.current(), &request)
+    }
+
+    async fn list_hot(
+        &self,
+        request: Request<proto::ListHotRequest>,
+    ) -> Result<Response<Self::ListHotStream>, Status> {
+        let table = only(&request.get_ref().group, &request.get_ref().table)?;
+        may_list(&request, table.as_ref())?;
+        self.send(async {
+            hot::list(self.host()?.current(), table, request.get_ref(), self.lines_max).await
+        })
+        .await
+    }
+
+    async fn get_stats(
+        &self,
+        request: Request<proto::GetStatsRequest>,
+    ) -> Result<Response<proto::NodeStats>, Status> {
+        let table = only(&request.get_ref().group, &request.get_ref().table)?;
+        self.stats.read(self.host()?.current(), table, request.get_ref()).await.map(Response::new)
     }
 
     async fn list_binds(

@@ -22,6 +22,7 @@
 //! | `session_stream`, `connection` | the session stream: as a call; its life |
 //! | `operation`, `under_way`, `quiet` | its messages; those that wait, or need no response |
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
+//! | `hot` | of `admin`: the hottest keys, and the numbers of the node |
 //! | `table_names` | the tables that a commit presents, by name |
 
 mod access;
@@ -37,6 +38,7 @@ mod gate;
 mod guard;
 mod health;
 mod host;
+mod hot;
 mod incoming;
 mod kill;
 mod listener;

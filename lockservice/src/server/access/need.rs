@@ -43,7 +43,7 @@ impl Need {
             ("lockservice.v1.Allocator", "BeginCommit" | "FinishCommit" | "Latest") => Self::Client,
             ("lockservice.v1.Allocator", _) => Self::PeerOrOperator,
             ("lockservice.v1.Admin", "GetNode") => Self::Known,
-            ("lockservice.v1.Admin", "ListLocks" | "ListWaits" | "ListBinds") => {
+            ("lockservice.v1.Admin", "ListLocks" | "ListWaits" | "ListBinds" | "ListHot") => {
                 Self::ClientOrOperator
             }
             ("lockservice.v1.Admin", _) => Self::Operator,
@@ -93,6 +93,8 @@ mod tests {
             ("/lockservice.v1.Allocator/Status", Need::PeerOrOperator),
             ("/lockservice.v1.Admin/GetNode", Need::Known),
             ("/lockservice.v1.Admin/ListBinds", Need::ClientOrOperator),
+            ("/lockservice.v1.Admin/ListHot", Need::ClientOrOperator),
+            ("/lockservice.v1.Admin/GetStats", Need::Operator),
             ("/lockservice.v1.Admin/DropTable", Need::Operator),
             ("/lockservice.v1.Admin/ListSessions", Need::Operator),
             ("/lockservice.v1.Admin/ListTxns", Need::Operator),
