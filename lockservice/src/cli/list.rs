@@ -187,15 +187,15 @@ pub(crate) async fn txns(args: &ClientArgs, json: bool) -> Result<(), Failure> {
     Output::new(json).rows(&columns, &rows)
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Reports that a list is incomplete, on stderr, so that a reader of the lines is not disturbed.
-fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
+pub(super) fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
     if cut {
         let narrow = match what {
-            "locks" | "waits" => "name a table to see only its own, or ",
+            "locks" | "waits" | "hot keys" => "name a table to see only its own, or ",
             _ => "",
         };
         exit::say_warning(
@@ -254,7 +254,7 @@ fn mode(mode: LockMode) -> Value {
 }
 
 /// The table and the item.
-fn item(table: &TableRef, item: &LockItem) -> Map<String, Value> {
+pub(super) fn item(table: &TableRef, item: &LockItem) -> Map<String, Value> {
     let mut row = Map::new();
     row.insert("group".into(), table.group.as_str().into());
     row.insert("table".into(), table.name.as_str().into());

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `mod.rs` | [`HotKeys`]: sketches in stripes; [`HotKey`]: a line of the list |
 //! | `sketch.rs` | [`Sketch`]: the counters of a stripe, and who has one; pure |
-//! | `panes.rs` | [`Panes`]: the waits of a counter in the last minute, or in the last ten; pure |
+//! | `panes.rs` | [`Panes`](panes::Panes): the waits of a counter in the last minute, or in the last ten; pure |
 //!
 //! # The algorithm
 //! A stripe is a *Space-Saving* summary (Metwally, Agrawal, El Abbadi: Efficient Computation of
