@@ -13,6 +13,7 @@ use crate::clock::Time;
 use crate::env::{AbortHandle, Handle};
 use crate::guarded_map::GuardedMap;
 use crate::id::{Nonce, ServiceId, SessionId, TxnId};
+use crate::service::hot::HotKeys;
 use crate::service::lease::{Lease, Serving};
 use crate::service::messages::ServiceParts;
 use crate::service::phase::{Departures, Phase};
@@ -56,6 +57,8 @@ pub(crate) struct ServiceInner {
     pub(crate) departures: Departures,
     /// The bound on the lines about slow waits.
     pub(super) slow_waits: SlowWaits,
+    /// The rows and ranges that calls wait for most.
+    pub(super) hot: HotKeys,
 }
 
 impl ServiceInner {

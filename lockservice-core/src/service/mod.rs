@@ -24,6 +24,8 @@
 //! | `list.rs` | locks and waits, with whose they are, for operators |
 //! | `metrics.rs` | what is counted, and the present state |
 //! | `owners.rs` | sessions and transactions, for operators |
+//! | `hot/` | the rows and ranges that calls wait for most, in bounded memory |
+//! | `stats.rs`, `worst.rs` | the numbers of a node; its longest waits, its sessions nearest to loss |
 //!
 //! The way of a lock: `session/operations.rs` (a client) or `txn/mod.rs` (an embedder), then
 //! `ServiceInner::lock` (`txn/lock.rs`), `hand_over` (`tables/mod.rs`), the engine, `still_good`
@@ -53,6 +55,7 @@
 //! - **A lost session's locks** go at once if their transaction does not validate, and otherwise
 //!   only after the allocator made it unable to commit (C4); a commit in flight keeps them.
 
+mod hot;
 mod inner;
 mod lease;
 mod list;
@@ -62,8 +65,10 @@ mod owners;
 mod phase;
 mod session;
 mod settings;
+mod stats;
 mod tables;
 mod txn;
+mod worst;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +86,7 @@ use crate::live_txns::LiveTxns;
 use crate::sync::Mutex;
 use crate::table::LockEngine;
 
+use crate::service::hot::HotKeys;
 use crate::service::lease::{Lease, Serving};
 use crate::service::phase::{Departures, Phase, shutting_down};
 use crate::service::session::registry::{Count, Registry, SessionNumbers};
@@ -88,6 +94,7 @@ use crate::service::tables::Tables;
 use crate::service::tables::line::StandingFilter;
 use crate::service::txn::live::ReportedTxns;
 
+pub use self::hot::{HotCounts, HotKey, HotWindow};
 pub(crate) use self::inner::ServiceInner;
 pub use self::list::{LockList, WaitList};
 pub use self::messages::{
@@ -102,10 +109,12 @@ pub use self::session::{
     STILL_RUNNING_BYTES_MAX, Session,
 };
 pub use self::settings::ServiceSettings;
+pub use self::stats::{ServiceStats, Totals};
 pub use self::txn::Txn;
 pub use self::txn::row::{RowLocked, Table};
 pub use self::txn::trace::TraceContext;
 pub use self::txn::waits::{WaitNotices, Waiting, WaitsFor};
+pub use self::worst::LongWait;
 
 /// Lines of a slice, where all of a list is wanted.
 const SLICE: usize = 1_024;
@@ -191,6 +200,8 @@ impl LockService {
             phase: watch::Sender::new(Phase::Serving),
             departures: Departures::default(),
             slow_waits: txn::slow::SlowWaits::default(),
+            // Clients do not know the nonce.
+            hot: HotKeys::new(parts.settings.hot_keys_max, nonce.get()),
             runtime: Handle::current(),
             parts,
         });

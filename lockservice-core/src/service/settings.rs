@@ -11,6 +11,9 @@ use crate::table::EngineSettings;
 /// Less would hold up a client that does nothing unusual.
 const KEPT_BYTES_MIN: usize = 1 << 16;
 
+/// More would make a list of the keys take long.
+const HOT_KEYS_MAX: usize = 1 << 16;
+
 /// Limits and defaults of a [`LockService`](crate::service::LockService).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -53,6 +56,11 @@ pub struct ServiceSettings {
     /// A lock call that has waited for so long is written to the log, in milliseconds; 0 for none.
     /// Default 0.
     pub slow_wait_ms: u64,
+    /// The number of rows and ranges whose waits are counted, for the list of those that calls
+    /// wait for most: at most 65,536; 0 counts none. Each takes about 0.6 KiB, and the bytes of a
+    /// long key. If calls wait for more keys than that, the counts of keys with little wait time
+    /// are inexact, and say by how much. Default 1,024.
+    pub hot_keys_max: usize,
     /// Limits of the lock engine.
     pub engine: EngineSettings,
 }
@@ -72,6 +80,7 @@ impl Default for ServiceSettings {
             kept_bytes_max: 1 << 30,
             table_idle_ms: 86_400_000,
             slow_wait_ms: 0,
+            hot_keys_max: 1_024,
             engine: EngineSettings::default(),
         }
     }
@@ -125,6 +134,9 @@ impl ServiceSettings {
                 "service.kept_bytes_max",
                 "must be at least 65536: less leaves no room to work",
             );
+        }
+        if self.hot_keys_max > HOT_KEYS_MAX {
+            return wrong("service.hot_keys_max", "must be at most 65536");
         }
         Ok(())
     }

@@ -298,7 +298,7 @@ impl LockEngine {
             Started::Done(outcome) => LockCall::over(self, id, outcome),
             // The pending work may have ended it. Then nothing needs to be kept.
             Started::Kept(call) => match self.with(|state| state.take_outcome(call)) {
-                Some(outcome) => LockCall::over(self, id, outcome),
+                Some(outcome) => LockCall::over(self, id, outcome.result),
                 None => LockCall::kept(self, id, call),
             },
         }

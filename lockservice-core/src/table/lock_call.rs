@@ -5,11 +5,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::call::CallId;
+use super::call::{CallId, Outcome};
 use super::engine::LockEngine;
 use super::types::Grant;
 use crate::error::{Blocker, Result};
 use crate::id::TxnId;
+use crate::key::LockItem;
 
 /// A call for locks: a future that resolves to the grant, or to the error of
 /// [`lock`](LockEngine::lock).
@@ -43,8 +44,8 @@ enum Progress {
     Over(Box<Result<Grant>>),
     /// The state keeps the call, and will have its outcome.
     Kept(CallId),
-    /// The outcome was returned.
-    Received,
+    /// The outcome was returned. If that was a failure: the first conflicting item.
+    Received(Option<Box<LockItem>>),
 }
 
 impl LockCall {
@@ -59,7 +60,7 @@ impl LockCall {
     /// The outcome, if the call was over before it could be polled.
     #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
     pub(crate) fn take_outcome_at_once(&mut self) -> Option<Result<Grant>> {
-        match std::mem::replace(&mut self.progress, Progress::Received) {
+        match std::mem::replace(&mut self.progress, Progress::Received(None)) {
             Progress::Over(outcome) => Some(*outcome),
             other => {
                 self.progress = other;
@@ -73,7 +74,7 @@ impl LockCall {
     pub(crate) fn awaits_token(&self) -> bool {
         match self.progress {
             Progress::Kept(id) => self.engine.with(|state| state.awaits_token(id)),
-            Progress::Over(_) | Progress::Received => false,
+            Progress::Over(_) | Progress::Received(_) => false,
         }
     }
 
@@ -82,7 +83,18 @@ impl LockCall {
     pub fn blocker(&self) -> Option<Blocker> {
         match self.progress {
             Progress::Kept(id) => self.engine.with(|state| state.blocker(id)),
-            Progress::Over(_) | Progress::Received => None,
+            Progress::Over(_) | Progress::Received(_) => None,
+        }
+    }
+
+    /// The item of the first conflicting lock or waiter of a call that was kept and not granted.
+    /// `None` if it met none, or was granted: the [grant](Grant::conflict) says it then.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn conflicting_item(&self) -> Option<LockItem> {
+        match &self.progress {
+            Progress::Kept(id) => self.engine.with(|state| state.conflicting_item(*id)),
+            Progress::Received(item) => item.as_deref().cloned(),
+            Progress::Over(_) => None,
         }
     }
 }
@@ -91,7 +103,7 @@ impl Future for LockCall {
     type Output = Result<Grant>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match std::mem::replace(&mut self.progress, Progress::Received) {
+        match std::mem::replace(&mut self.progress, Progress::Received(None)) {
             Progress::Over(outcome) => Poll::Ready(*outcome),
             Progress::Kept(id) => {
                 // Under one hold of the mutex, either the outcome is found, or the waker is stored
@@ -111,21 +123,24 @@ impl Future for LockCall {
                     Some(outcome)
                 });
                 match outcome.flatten() {
-                    Some(outcome) => Poll::Ready(outcome),
+                    Some(Outcome { result, conflicting }) => {
+                        self.progress = Progress::Received(conflicting);
+                        Poll::Ready(result)
+                    }
                     None => {
                         self.progress = Progress::Kept(id);
                         Poll::Pending
                     }
                 }
             }
-            Progress::Received => Poll::Pending,
+            Progress::Received(_) => Poll::Pending,
         }
     }
 }
 
 impl Drop for LockCall {
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.progress, Progress::Received) {
+        match std::mem::replace(&mut self.progress, Progress::Received(None)) {
             Progress::Over(outcome) => {
                 if let Ok(grant) = &*outcome {
                     self.engine.roll_back_in_state(self.txn, grant.bind.id, grant);
@@ -134,7 +149,7 @@ impl Drop for LockCall {
             Progress::Kept(id) => {
                 self.engine.in_slices(|state| state.abandon(id).then_some(()));
             }
-            Progress::Received => {}
+            Progress::Received(_) => {}
         }
     }
 }
@@ -144,7 +159,7 @@ impl fmt::Debug for LockCall {
         let stage = match &self.progress {
             Progress::Over(_) => "ready",
             Progress::Kept(_) => "in flight",
-            Progress::Received => "over",
+            Progress::Received(_) => "over",
         };
         f.debug_struct("LockCall")
             .field("txn", &self.txn)

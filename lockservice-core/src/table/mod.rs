@@ -32,6 +32,7 @@
 //! | `counts.rs` | what the engine counts, for metrics |
 //! | `idle.rs` | tables that are not used |
 //! | `inspect/`, `list.rs` | lists of locks and waits, in slices of bounded work |
+//! | `oldest.rs` | the calls that have waited longest; how many wait for an item |
 //! | `types.rs` | requests, grants, settings, lines of lists |
 //! | `steps.rs` | the count of work, for tests of cost |
 //!
@@ -239,6 +240,7 @@ mod list;
 mod lock_call;
 mod lock_table;
 mod memory;
+mod oldest;
 mod queue;
 mod release;
 mod search;

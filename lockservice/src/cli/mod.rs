@@ -12,6 +12,7 @@
 //! | `signals.rs` | the signals that the wrapper takes for its command |
 //! | `patience.rs, waiting.rs` | the deadline until the lock is held, and the messages of a waiter |
 //! | `list/` | `locks`, `waits`, `binds`, `sessions`, `txns`: the lists for an operator |
+//! | `hot.rs`, `top/` | `hot`: the keys that calls wait for most; `top`: a node, live |
 //! | `kill.rs, table.rs` | `session`, `table`: the other commands of an operator |
 //! | `store.rs` | `store check`, `migrate`, `dump`, `restore` |
 //! | `certs.rs`, `token.rs` | `certs`: a CA and certificates to try TLS with; `token`: bearer tokens |
@@ -27,6 +28,7 @@ mod bench;
 mod certs;
 mod config;
 mod exit;
+mod hot;
 mod kill;
 mod limits;
 mod list;
@@ -48,6 +50,7 @@ mod store;
 mod supervise;
 mod table;
 mod token;
+mod top;
 #[cfg(feature = "otel")]
 mod traces;
 mod waiting;
@@ -103,6 +106,8 @@ fn run() -> ExitCode {
         Command::Txns(args) => block_on(list::txns(args, json)).map(|()| 0),
         Command::Session(command) => block_on(kill::session(command, json)).map(|()| 0),
         Command::Table(command) => block_on(table::run(command, json)).map(|()| 0),
+        Command::Hot(args) => block_on(hot::hot(args, json)).map(|()| 0),
+        Command::Top(args) => block_on(top::run(args, json)).map(lock::End::finish),
         Command::Certs(args) => certs::run(args, json).map(|()| 0),
         Command::Token(command) => token::run(command, json).map(|()| 0),
         Command::Store(command) => block_on(store::run(command, json)),

@@ -75,6 +75,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("service.kept_bytes_max", "memory for those of all sessions together"),
     ("service.table_idle_ms", "how long a table without locks is kept; 0: for ever"),
     ("service.slow_wait_ms", "a wait of so long is logged, with the holder; 0: none"),
+    ("service.hot_keys_max", "rows and ranges whose waits are counted, for `hot`; 0: none"),
     ("service.engine.items_per_request_max", "most rows and ranges in one request, of any caller"),
     ("service.engine.lock_bytes_max", "memory for the locks and waits of this node"),
     ("service.engine.txn_lock_bytes_max", "memory for the locks of one transaction"),

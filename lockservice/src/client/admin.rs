@@ -1,16 +1,19 @@
 //! The lists and calls for operators, over the network.
 
+use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::time::Duration;
 
 use lockservice_core::allocator::{BindStatus, ServiceStatus};
-use lockservice_core::service::{Killed, LockStatus, SessionStatus, TxnStatus, WaitStatus};
+use lockservice_core::service::{
+    HotKey, HotWindow, Killed, LockStatus, ServiceStats, SessionStatus, TxnStatus, WaitStatus,
+};
 use lockservice_core::{
     Error, ErrorKind, Key, NodeName, Result, ServiceId, SessionHandle, TableRef,
 };
 use prost::bytes::Bytes;
 
-use super::connect::Node;
+use super::connect::{Node, RESPONSE_BYTES_MAX};
 use crate::channel::Link;
 use crate::convert;
 use crate::proto;
@@ -154,6 +157,52 @@ impl AdminClient {
         let mut wire = self.wire.clone();
         let stream = self.node.call(wire.list_txns(proto::ListTxnsRequest {})).await?;
         self.collect(stream, |info| (info.cut, convert::txn_status_from_proto(info))).await
+    }
+
+    /// The rows and ranges of the server for which lock calls waited longest in `window`, of one
+    /// table if one is given: at most `most`, or as many as a list may have; the hottest first.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn hot(
+        &self,
+        table: Option<&TableRef>,
+        window: HotWindow,
+        most: Option<NonZeroU32>,
+    ) -> Result<Listed<HotKey>> {
+        let (group, table) = names(table);
+        let limit = most.map_or(0, NonZeroU32::get);
+        let window = convert::hot_window_to_proto(window);
+        let mut wire = self.wire.clone();
+        let request = proto::ListHotRequest { group, table, limit, window };
+        let stream = self.node.call(wire.list_hot(request)).await?;
+        self.collect(stream, |info| (info.cut, convert::hot_key_from_proto(info))).await
+    }
+
+    /// The numbers of the server, with at most `lines` of its hottest keys in `window`, its longest
+    /// waits and the sessions nearest to a loss each; the keys and waits of one table if one is
+    /// given. Needs the role `operator`.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn stats(
+        &self,
+        table: Option<&TableRef>,
+        window: HotWindow,
+        lines: u32,
+    ) -> Result<ServiceStats> {
+        let (group, table) = names(table);
+        let window = convert::hot_window_to_proto(window);
+        let mut wire = self.wire.clone().max_decoding_message_size(RESPONSE_BYTES_MAX);
+        let request = proto::GetStatsRequest { lines, group, table, window };
+        let response = self.node.call(wire.get_stats(request)).await?;
+        convert::service_stats_from_proto(response)
     }
 
     /// Ends a session of the server: see

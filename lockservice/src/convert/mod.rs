@@ -12,6 +12,7 @@
 //! | `allocator`, `commit`, `forgetting` | calls between nodes and the allocator |
 //! | `cluster_status`, `status`, `owners` | lists for operators; kills |
 //! | `cluster_mark` | the cluster of a node, as metadata |
+//! | `hot`, `stats` | the keys that calls wait for most; the numbers of a node |
 //! | `error`, `grpc_status` | errors as messages, and as gRPC statuses |
 
 mod allocator;
@@ -22,10 +23,12 @@ mod commit;
 mod error;
 mod forgetting;
 mod grpc_status;
+mod hot;
 mod item;
 mod known_tables;
 mod lock;
 mod owners;
+mod stats;
 mod status;
 mod waiting;
 
@@ -52,6 +55,9 @@ pub use self::forgetting::{
     forgetting_from_proto, forgetting_to_proto, released_from_proto, released_to_proto,
 };
 pub use self::grpc_status::{code, from_status, to_status};
+pub use self::hot::{
+    hot_key_from_proto, hot_key_to_proto, hot_window_from_proto, hot_window_to_proto,
+};
 pub use self::item::{
     item_from_range, item_from_row, items_from_proto, items_to_proto, mode_from_proto,
     mode_to_proto, range_from_proto, range_to_proto, table_from_proto,
@@ -66,6 +72,7 @@ pub use self::owners::{
     killed_from_proto, killed_to_proto, session_status_from_proto, session_status_to_proto,
     txn_status_from_proto, txn_status_to_proto,
 };
+pub use self::stats::{service_stats_from_proto, service_stats_to_proto};
 pub use self::status::{
     bind_status_from_proto, bind_status_to_proto, lock_status_from_proto, lock_status_to_proto,
     wait_status_from_proto, wait_status_to_proto,

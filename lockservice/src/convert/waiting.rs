@@ -9,18 +9,7 @@ use crate::proto::waiting::WaitsFor as Wire;
 
 /// The notice as a message; `None` if this version cannot send the kind of holder.
 pub fn waiting_to_proto(waiting: &Waiting) -> Option<proto::Waiting> {
-    let waits_for = match &waiting.waits_for {
-        WaitsFor::Txn(blocker) => Wire::Blocker(blocker_to_proto(blocker)),
-        WaitsFor::Table { last_owner } => {
-            let (service, node) = match last_owner {
-                Some((service, node)) => (service.get(), node.to_string()),
-                None => (0, String::new()),
-            };
-            Wire::Table(proto::UnboundTable { last_owner: node, service })
-        }
-        WaitsFor::Token => Wire::Token(proto::AwaitedToken {}),
-        _ => return None,
-    };
+    let waits_for = waits_for_to_proto(&waiting.waits_for)?;
     Some(proto::Waiting {
         txn: waiting.number.get(),
         sequence: waiting.sequence.get(),
@@ -33,27 +22,43 @@ pub fn waiting_to_proto(waiting: &Waiting) -> Option<proto::Waiting> {
 /// # Errors
 /// `InvalidArgument` if the message cannot be read: it is a hint, which may be ignored.
 pub fn waiting_from_proto(waiting: proto::Waiting) -> Result<Waiting> {
-    let waits_for = match waiting.waits_for {
-        Some(Wire::Blocker(blocker)) => WaitsFor::Txn(blocker_from_proto(blocker)?),
-        Some(Wire::Table(table)) if table.last_owner.is_empty() => {
-            WaitsFor::Table { last_owner: None }
-        }
-        Some(Wire::Table(table)) => {
-            let last_owner = (ServiceId::new(table.service), NodeName::new(&table.last_owner)?);
-            WaitsFor::Table { last_owner: Some(last_owner) }
-        }
-        Some(Wire::Token(_)) => WaitsFor::Token,
-        None => {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "a wait that names nothing it waits for",
-            ));
-        }
-    };
+    let waits_for = waiting.waits_for.ok_or_else(|| {
+        Error::new(ErrorKind::InvalidArgument, "a wait that names nothing it waits for")
+    })?;
+    let waits_for = waits_for_from_proto(waits_for)?;
     Ok(Waiting {
         number: TxnNumber::new(waiting.txn),
         sequence: Sequence::new(waiting.sequence),
         waits_for,
+    })
+}
+
+/// The obstacle as a part of a message; `None` if this version cannot send the kind.
+pub(super) fn waits_for_to_proto(waits_for: &WaitsFor) -> Option<Wire> {
+    Some(match waits_for {
+        WaitsFor::Txn(blocker) => Wire::Blocker(blocker_to_proto(blocker)),
+        WaitsFor::Table { last_owner } => {
+            let (service, node) = match last_owner {
+                Some((service, node)) => (service.get(), node.to_string()),
+                None => (0, String::new()),
+            };
+            Wire::Table(proto::UnboundTable { last_owner: node, service })
+        }
+        WaitsFor::Token => Wire::Token(proto::AwaitedToken {}),
+        _ => return None,
+    })
+}
+
+/// The obstacle in a message.
+pub(super) fn waits_for_from_proto(waits_for: Wire) -> Result<WaitsFor> {
+    Ok(match waits_for {
+        Wire::Blocker(blocker) => WaitsFor::Txn(blocker_from_proto(blocker)?),
+        Wire::Table(table) if table.last_owner.is_empty() => WaitsFor::Table { last_owner: None },
+        Wire::Table(table) => {
+            let last_owner = (ServiceId::new(table.service), NodeName::new(&table.last_owner)?);
+            WaitsFor::Table { last_owner: Some(last_owner) }
+        }
+        Wire::Token(_) => WaitsFor::Token,
     })
 }
 

@@ -5,20 +5,22 @@ use lockservice_core::{Error, ErrorKind, Key, TableRef};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::list_stream::{Line, List, ListStreams, SLICE_LINES};
+use super::list_stream::{Line, List, ListStreams, SLICE_LINES, Whole};
 use crate::convert::{self, to_status as status};
 use crate::proto;
+use crate::server::hot::{self, Stats};
 use crate::server::{Principal, ServerSettings, ServiceHost, Slot, kill};
 
 #[derive(Debug)]
 pub(crate) struct AdminApi {
     slot: Slot,
     lists: ListStreams,
+    stats: Stats,
 }
 
 impl AdminApi {
     pub(crate) fn new(slot: Slot, settings: &ServerSettings) -> Self {
-        Self { slot, lists: ListStreams::new(settings) }
+        Self { slot, lists: ListStreams::new(settings), stats: Stats::default() }
     }
 
     fn host(&self) -> Result<&ServiceHost, Status> {
@@ -62,18 +64,6 @@ impl List for TxnList {
     }
 }
 
-/// A list of which the leader returned all, and the message of each.
-struct Whole<T, L>(std::vec::IntoIter<T>, fn(&T) -> L);
-
-impl<T: Send + 'static, L: Line> List for Whole<T, L> {
-    type Line = L;
-
-    fn next_slice(&mut self) -> Option<Vec<L>> {
-        let slice: Vec<L> = self.0.by_ref().take(SLICE_LINES).map(|it| self.1(&it)).collect();
-        (!slice.is_empty()).then_some(slice)
-    }
-}
-
 macro_rules! lines {
     ($($message:ident),+) => {
         $(impl Line for proto::$message {
@@ -84,7 +74,7 @@ macro_rules! lines {
     };
 }
 
-lines!(LockInfo, WaitInfo, BindInfo, SessionInfo, TxnInfo, NodeStatus);
+lines!(LockInfo, WaitInfo, BindInfo, SessionInfo, TxnInfo, NodeStatus, HotInfo);
 
 /// The table of the request, if it names one.
 fn only(group: &str, table: &str) -> Result<Option<TableRef>, Status> {
@@ -120,6 +110,7 @@ impl proto::admin_server::Admin for AdminApi {
     type ListBindsStream = ReceiverStream<Result<proto::BindInfo, Status>>;
     type ListSessionsStream = ReceiverStream<Result<proto::SessionInfo, Status>>;
     type ListTxnsStream = ReceiverStream<Result<proto::TxnInfo, Status>>;
+    type ListHotStream = ReceiverStream<Result<proto::HotInfo, Status>>;
     type KillSessionStream = kill::Responses;
 
     async fn list_nodes(
@@ -128,7 +119,7 @@ impl proto::admin_server::Admin for AdminApi {
     ) -> Result<Response<Self::ListNodesStream>, Status> {
         let nodes = async {
             let known = self.host()?.allocator().nodes().await.map_err(|e| status(&e))?;
-            Ok(Whole(known.nodes.into_iter(), convert::node_to_proto))
+            Ok(Whole::new(known.nodes, convert::node_to_proto))
         };
         self.lists.send(nodes).await
     }
@@ -203,6 +194,25 @@ impl proto::admin_server::Admin for AdminApi {
         kill::kill_session(&self.host()?.current(), &request)
     }
 
+    async fn list_hot(
+        &self,
+        request: Request<proto::ListHotRequest>,
+    ) -> Result<Response<Self::ListHotStream>, Status> {
+        let table = only(&request.get_ref().group, &request.get_ref().table)?;
+        may_list(&request, table.as_ref())?;
+        let most = self.lists.lines_max();
+        let hot = async { hot::list(self.host()?.current(), table, request.get_ref(), most).await };
+        self.lists.send(hot).await
+    }
+
+    async fn get_stats(
+        &self,
+        request: Request<proto::GetStatsRequest>,
+    ) -> Result<Response<proto::NodeStats>, Status> {
+        let table = only(&request.get_ref().group, &request.get_ref().table)?;
+        self.stats.read(self.host()?.current(), table, request.get_ref()).await.map(Response::new)
+    }
+
     async fn list_binds(
         &self,
         request: Request<proto::ListBindsRequest>,
@@ -210,7 +220,7 @@ impl proto::admin_server::Admin for AdminApi {
         may_list(&request, None)?;
         let binds = async {
             let status = self.host()?.allocator().status().await.map_err(|e| status(&e))?;
-            Ok(Whole(status.binds.into_iter(), convert::bind_status_to_proto))
+            Ok(Whole::new(status.binds, convert::bind_status_to_proto))
         };
         self.lists.send(binds).await
     }

@@ -38,6 +38,11 @@ impl ListStreams {
         Self { places: Arc::new(Semaphore::new(LISTS_MAX)), lines_max, write_max }
     }
 
+    /// The largest number of lines of a list.
+    pub(super) fn lines_max(&self) -> usize {
+        self.lines_max
+    }
+
     /// Sends at most `lines_max` lines, made slice by slice as the client reads them. The last line
     /// says if there are more. A list that is not finished in time ends with an error.
     pub(super) async fn send<L: List>(
@@ -134,6 +139,24 @@ pub(super) trait List: Send + 'static {
 pub(super) trait Line: Send + 'static {
     /// Marks the line as the last one of a list that is cut.
     fn set_cut(&mut self);
+}
+
+/// A list of bounded length that was made in one go, and the message of each of its parts.
+pub(super) struct Whole<T, L>(std::vec::IntoIter<T>, fn(&T) -> L);
+
+impl<T, L> Whole<T, L> {
+    pub(super) fn new(parts: Vec<T>, message: fn(&T) -> L) -> Self {
+        Self(parts.into_iter(), message)
+    }
+}
+
+impl<T: Send + 'static, L: Line> List for Whole<T, L> {
+    type Line = L;
+
+    fn next_slice(&mut self) -> Option<Vec<L>> {
+        let slice: Vec<L> = self.0.by_ref().take(SLICE_LINES).map(|it| self.1(&it)).collect();
+        (!slice.is_empty()).then_some(slice)
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@
 //! | `operation`, `under_way`, `quiet` | its messages; those that wait, or need no response |
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
 //! | `list_stream` | lists of the API `Admin`, sent slice by slice |
+//! | `hot` | of `admin`: the hottest keys, and the numbers of the node |
 //! | `table_names` | the tables that a commit presents, by name |
 
 mod access;
@@ -38,6 +39,7 @@ mod gate;
 mod guard;
 mod health;
 mod host;
+mod hot;
 mod incoming;
 mod kill;
 mod list_stream;

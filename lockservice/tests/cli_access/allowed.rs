@@ -33,6 +33,9 @@ fn a_client_locks_and_lists_in_its_tables_and_an_operator_lists_and_drops_all() 
     is_done(&guarded.call(&table, &client));
     is_refused(&guarded.call(&["locks"], &client), "a list of everything is for operators");
     is_refused(&guarded.call(&["binds"], &client), "a list of everything is for operators");
+    is_done(&guarded.call(&["hot", "accounts", "--group", "bank"], &client));
+    is_refused(&guarded.call(&["hot"], &client), "a list of everything is for operators");
+    is_done(&guarded.call(&["hot"], &operator));
     let kill = ["session", "kill", "s1-1", "--reason", "x"];
     for args in [&["sessions"][..], &["txns"], &kill] {
         is_refused(&guarded.call(args, &client), "needs the role operator");

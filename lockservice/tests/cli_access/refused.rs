@@ -39,6 +39,7 @@ fn a_table_outside_the_prefix_is_refused_in_the_same_way_whether_it_exists_or_no
             vec!["lock", table, "k", "--no-wait", "--", "echo", "locked"],
             vec!["locks", table],
             vec!["waits", table],
+            vec!["hot", table],
         ] {
             let output = guarded.call(&args, &limited);
             is_refused(&output, "outside the groups and table prefixes of the caller's identity");

@@ -1,5 +1,7 @@
 //! A terminal with an interactive shell, as a person sits before it.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Stdio};
@@ -7,13 +9,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use nix::pty::openpty;
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::cli_support::{DEADLINE, Server, now};
 
 /// The time that a key has to show an effect before it is pressed again.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// `bash -i` on a terminal of its own. `lock` in it stands for the `lock` of a server.
+/// `bash -i` on a terminal of its own. `lock` in it stands for the `lock` of a server, and
+/// `lockservice` for the command.
 pub(crate) struct Terminal {
     keyboard: File,
     shell: Child,
@@ -32,6 +36,7 @@ impl Terminal {
             .args(["--ctty", "--wait", "bash", "--norc", "--noprofile", "-i"])
             .env("LOCKSERVICE_SERVER", &server.address)
             .env("lock", format!("{} lock", env!("CARGO_BIN_EXE_lockservice")))
+            .env("lockservice", env!("CARGO_BIN_EXE_lockservice"))
             .env("PS1", "ready> ")
             .env("TERM", "dumb")
             .env("HISTFILE", "");
@@ -62,6 +67,20 @@ impl Terminal {
     /// Types something. A line is sent with a `\n` at its end; `\x03` is Ctrl-C, `\x1a` Ctrl-Z.
     pub(crate) fn type_in(&mut self, text: &str) {
         self.keyboard.write_all(text.as_bytes()).expect("the terminal is there");
+    }
+
+    /// Changes the size of the terminal.
+    pub(crate) fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.keyboard, size).expect("the terminal is there");
+    }
+
+    /// Waits until this is shown, and returns the number in the rest of its line.
+    pub(crate) fn number_after(&mut self, text: &str) -> i32 {
+        self.expect(text);
+        let from = self.seen;
+        self.expect("\r\n");
+        self.shown[from..self.seen].trim().parse().expect("a number")
     }
 
     /// Waits until this is shown, after the text of the last wait.

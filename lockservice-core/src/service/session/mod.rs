@@ -114,6 +114,13 @@ impl SessionRecord {
         &self.waits
     }
 
+    /// The part of its TTL that is left, in millionths; `None` if it is over.
+    pub(in crate::service) fn part_left(&self, clock: &dyn Clock) -> Option<u64> {
+        let (lapses, now) = self.renewals.lapses(clock)?;
+        let left = lapses.remaining(now).as_nanos().saturating_mul(1_000_000);
+        u64::try_from(left / self.renewals.ttl.as_nanos().max(1)).ok()
+    }
+
     /// What operators see of it; `None` if it is over.
     pub(in crate::service) fn status(&self, clock: &dyn Clock) -> Option<SessionStatus> {
         let renewals = &self.renewals;

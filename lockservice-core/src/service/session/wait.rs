@@ -99,15 +99,19 @@ impl Session {
                         CallWait::InLine(waiting) => waiting.await,
                     }
                 };
-                Some(tokio::select! {
+                let decided = tokio::select! {
                     biased;
-                    result = decided => result,
-                    _ = cancelled => {
-                        let e = rolled_back();
-                        self.inner.count_vain_wait(now, &e);
-                        Err(e)
+                    result = decided => Some(result),
+                    _ = cancelled => None,
+                };
+                Some(decided.unwrap_or_else(|| {
+                    if let CallWait::AtEngine(wait) = call {
+                        self.inner.note_contention(wait);
                     }
-                })
+                    let e = rolled_back();
+                    self.inner.count_vain_wait(now, &e);
+                    Err(e)
+                }))
             }
         };
         let outcome = match (std::mem::replace(wait, Wait::Over), result) {

@@ -11,6 +11,7 @@ use tracing::Instrument as _;
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
+use crate::service::hot::EndedWait;
 use crate::service::session::Renewals;
 use crate::service::tables::line::{Handed, Requested};
 use crate::service::txn::row::{is_history_unknown, snapshot};
@@ -192,6 +193,9 @@ impl ServiceInner {
         // Dropping the call takes its claim away, or hands on a grant that has just been made.
         let outcome = outcome.unwrap_or_else(|| Err(self.waited_too_long(wait)));
         drop(span);
+        if outcome.is_err() {
+            self.note_contention(wait);
+        }
         let result = self.complete(wait, outcome).inspect_err(|e| self.count_vain_wait(began, e));
         wait.traced.note(&result);
         if is_logged {
@@ -203,6 +207,15 @@ impl ServiceInner {
     fn log_slow(&self, wait: &LockWait) -> bool {
         let Handed { in_flight, bound, call, .. } = &wait.handed;
         self.log_slow_wait(in_flight.txn(), &bound.bind().table, call, wait.times.began)
+    }
+
+    /// Counts the wait of a call that was not granted, for the item that it conflicted with.
+    pub(in crate::service) fn note_contention(&self, wait: &LockWait) {
+        if let Some(item) = wait.handed.call.conflicting_item() {
+            let (table, at) = (&wait.handed.bound.bind().table, self.parts.env.now());
+            let waited = at.since(wait.times.began);
+            self.hot.note(&EndedWait { table, item: &item, waited, at });
+        }
     }
 
     fn waited_too_long(&self, wait: &LockWait) -> Error {
@@ -217,16 +230,17 @@ impl ServiceInner {
     fn complete(self: &Arc<Self>, wait: &LockWait, outcome: Result<Grant>) -> Result<Granted> {
         let (Handed { in_flight, bound, waited, .. }, times) = (&wait.handed, &wait.times);
         let mut grant = outcome.map_err(|error| self.with_names(error))?;
-        if *waited {
-            grant.waited.get_or_insert_default();
-        }
         // The engine reads no clock: it only says whether the call waited.
-        grant.waited = grant.waited.map(|_| {
+        let for_lock = grant.waited.is_some();
+        if for_lock || *waited {
             let now = self.parts.env.now();
             let waited = now.since(times.began);
             self.count_granted_wait(waited, grant.owner.made_at, now);
-            waited
-        });
+            if for_lock && let Some((_, item)) = &grant.conflict {
+                self.hot.note(&EndedWait { table: &bound.bind().table, item, waited, at: now });
+            }
+            grant.waited = Some(waited);
+        }
         grant.history_unknown = is_history_unknown(grant.owner.history_since, times.snapshot);
         self.tokens_left(bound.bind(), grant.owner.tokens_left);
         let now = times.began + grant.waited.unwrap_or_default();

@@ -29,6 +29,17 @@ impl Conflict {
         self.item.as_deref().unwrap_or(&items[self.at]).clone()
     }
 
+    /// Keeps the item of the other transaction, for a call whose items are dropped.
+    pub(super) fn keep_item(&mut self, items: &[LockItem]) {
+        let item = || items.get(self.at).map(|own| Box::new(own.clone()));
+        self.item = self.item.take().or_else(item);
+    }
+
+    /// The item that was [kept](Self::keep_item).
+    pub(super) fn into_item(self) -> Option<Box<LockItem>> {
+        self.item
+    }
+
     /// The conflict as an error tells of it, without names.
     pub(super) fn to_blocker(&self, items: &[LockItem]) -> Blocker {
         let Self { txn, mode, granted, .. } = *self;

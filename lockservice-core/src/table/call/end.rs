@@ -1,6 +1,7 @@
 //! The end of a call: its outcome is kept until it is taken, or everything that it added is rolled
 //! back.
 
+use super::conflict::Conflict;
 use super::{CallId, EngineCall, Stage};
 use crate::error::{Error, Result};
 use crate::id::{TableId, TxnId};
@@ -10,6 +11,14 @@ use crate::table::release::RollBack;
 use crate::table::slices::Released;
 use crate::table::state::EngineState;
 use crate::table::types::Grant;
+
+/// The outcome of a call that was kept.
+#[derive(Debug)]
+pub(in crate::table) struct Outcome {
+    pub(in crate::table) result: Result<Grant>,
+    /// The item of the first conflicting lock or waiter, if the call failed. A grant has its own.
+    pub(in crate::table) conflicting: Option<Box<LockItem>>,
+}
 
 impl EngineState {
     /// Ends a call without a grant: takes it out of its queue and rolls it back.
@@ -33,14 +42,25 @@ impl EngineState {
     }
 
     /// Takes the outcome of a call that is over.
-    pub(in crate::table) fn take_outcome(&mut self, id: CallId) -> Option<Result<Grant>> {
+    pub(in crate::table) fn take_outcome(&mut self, id: CallId) -> Option<Outcome> {
         if !self.calls[id].is_done() {
             return None;
         }
-        match self.discard(id) {
-            Stage::Done(outcome) => Some(outcome.map(|grant| *grant)),
+        let call = self.discard(id);
+        match call.stage {
+            Stage::Done(result) => Some(Outcome {
+                result: result.map(|grant| *grant),
+                conflicting: call.conflict.and_then(Conflict::into_item),
+            }),
             Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Failing(_) => None,
         }
+    }
+
+    /// The item of the first conflicting lock or waiter of a call that was not granted; `None` if
+    /// it met none.
+    pub(in crate::table) fn conflicting_item(&self, id: CallId) -> Option<LockItem> {
+        let call = self.calls.get(id).filter(|call| !call.is_done())?;
+        call.conflict.as_ref().map(|conflict| conflict.item(&call.items))
     }
 
     /// Makes a call fail in every stage, and takes it out of its queue. From here on it is only
@@ -120,6 +140,11 @@ impl EngineState {
         if outcome.is_ok() && call.waker.is_some() {
             self.handed_over.push(id);
         }
+        if outcome.is_err()
+            && let Some(conflict) = &mut call.conflict
+        {
+            conflict.keep_item(&call.items);
+        }
         call.stage = Stage::Done(outcome.map(Box::new));
         call.changes = Vec::new();
         call.items = Vec::new();
@@ -127,7 +152,7 @@ impl EngineState {
     }
 
     /// Takes a call that is over out of the state.
-    fn discard(&mut self, id: CallId) -> Stage {
+    fn discard(&mut self, id: CallId) -> Box<EngineCall> {
         let call = self.calls.remove(id);
         if let Some(txn) = self.txns.get_mut(&call.txn) {
             txn.call = None;
@@ -143,7 +168,7 @@ impl EngineState {
             self.forget_if_idle(*ancestor);
         }
         self.forget_if_idle(call.txn);
-        call.stage
+        call
     }
 
     /// Drops the record of a transaction that holds nothing and has no call.

@@ -51,6 +51,7 @@ use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::{Key, KeyRange, LockItem, LockMode};
 
 pub(super) use self::begin::put_in_order;
+pub(super) use self::end::Outcome;
 pub(super) use self::refusal::{bind_changed, call_in_flight};
 
 /// The slot of a call. It is used again after the outcome of the call was taken.

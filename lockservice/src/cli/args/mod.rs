@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `mod.rs` | the commands, and the arguments of the short ones |
 //! | `serve`, `lock`, `store`, `certs`, `bench` | the arguments of these commands |
+//! | `hot` | the arguments of `hot` and `top` |
 //! | `credentials` | what a client trusts and shows |
 //! | `supervise` | the arguments of the hidden commands of `lock` |
 
 mod bench;
 mod certs;
 mod credentials;
+mod hot;
 mod lock;
 mod serve;
 mod store;
@@ -29,6 +31,7 @@ use crate::client::Client;
 pub(crate) use self::bench::{BenchArgs, BenchServerArgs, Serves};
 pub(crate) use self::certs::CertsArgs;
 pub(crate) use self::credentials::CredentialArgs;
+pub(crate) use self::hot::{HotArgs, TopArgs};
 pub(crate) use self::lock::LockArgs;
 pub(crate) use self::serve::ServeArgs;
 pub(crate) use self::store::{RestoreArgs, StoreArgs, StoreCommand};
@@ -82,6 +85,10 @@ pub(crate) enum Command {
     /// Drop a lock table.
     #[command(subcommand)]
     Table(TableCommand),
+    /// List the keys of a node for which lock calls waited longest.
+    Hot(HotArgs),
+    /// Watch a node: its use, rates, hottest keys, longest waits, sessions nearest to a loss.
+    Top(TopArgs),
     /// Make a CA and certificates, to try TLS with.
     Certs(CertsArgs),
     /// Make a bearer token for a client or a node.

@@ -8,7 +8,7 @@
 //! | `show.rs` | rows for people; items, modes, parties and errors as fields of an object |
 
 mod nodes;
-mod show;
+pub(super) mod show;
 mod tree;
 
 use lockservice_core::allocator::BindState;
@@ -233,10 +233,10 @@ fn fields(object: Value) -> Map<String, Value> {
 }
 
 /// Reports that a list is incomplete, on stderr, so that a reader of the lines is not disturbed.
-fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
+pub(super) fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
     if cut {
         let narrow = match what {
-            "locks" | "waits" => "name a table to see only its own, or ",
+            "locks" | "waits" | "hot keys" => "name a table to see only its own, or ",
             _ => "",
         };
         exit::say_warning(

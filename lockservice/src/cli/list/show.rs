@@ -63,7 +63,7 @@ fn in_words(ms: u64) -> String {
 }
 
 /// Whole milliseconds.
-pub(super) fn millis(time: Duration) -> u64 {
+pub(in crate::cli) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -130,7 +130,7 @@ pub(super) fn mode(mode: LockMode) -> Value {
 }
 
 /// The table and the item.
-pub(super) fn item(table: &TableRef, item: &LockItem) -> Map<String, Value> {
+pub(in crate::cli) fn item(table: &TableRef, item: &LockItem) -> Map<String, Value> {
     let mut row = Map::new();
     row.insert("group".into(), table.group.as_str().into());
     row.insert("table".into(), table.name.as_str().into());

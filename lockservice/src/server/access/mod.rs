@@ -7,10 +7,10 @@
 //! | call | role |
 //! |---|---|
 //! | `Locks`; `Allocator`: `BeginCommit`, `FinishCommit`, `Latest` | `client`, in its tables |
-//! | `Admin`: `ListLocks`, `ListWaits` of a table | `client` in its tables, or `operator` |
+//! | `Admin`: `ListLocks`, `ListWaits`, `ListHot` of a table | `client` in them, or `operator` |
 //! | the same of all tables, `ListBinds` | `client` of all tables, or `operator` |
 //! | `Admin`: `ListNodes` | `client` or `operator` |
-//! | `Admin`: `DropTable`, `ListSessions`, `ListTxns`, `KillSession` | `operator` |
+//! | `Admin`: `DropTable`, `ListSessions`, `ListTxns`, `KillSession`, `GetStats` | `operator` |
 //! | `Allocator`: `Status` | `peer` or `operator` |
 //! | `Peer`, and everything on the port for other nodes | `peer` |
 //! | `Admin`: `GetNode`, reflection | any identity |

@@ -43,9 +43,10 @@ impl Need {
             ("lockservice.v1.Allocator", "BeginCommit" | "FinishCommit" | "Latest") => Self::Client,
             ("lockservice.v1.Allocator", _) => Self::PeerOrOperator,
             ("lockservice.v1.Admin", "GetNode") => Self::Known,
-            ("lockservice.v1.Admin", "ListLocks" | "ListWaits" | "ListBinds" | "ListNodes") => {
-                Self::ClientOrOperator
-            }
+            (
+                "lockservice.v1.Admin",
+                "ListLocks" | "ListWaits" | "ListBinds" | "ListNodes" | "ListHot",
+            ) => Self::ClientOrOperator,
             ("lockservice.v1.Admin", _) => Self::Operator,
             ("lockservice.v1.Peer", _) => Self::Peer,
             _ => Self::Known,
@@ -94,6 +95,8 @@ mod tests {
             ("/lockservice.v1.Admin/GetNode", Need::Known),
             ("/lockservice.v1.Admin/ListBinds", Need::ClientOrOperator),
             ("/lockservice.v1.Admin/ListNodes", Need::ClientOrOperator),
+            ("/lockservice.v1.Admin/ListHot", Need::ClientOrOperator),
+            ("/lockservice.v1.Admin/GetStats", Need::Operator),
             ("/lockservice.v1.Admin/DropTable", Need::Operator),
             ("/lockservice.v1.Admin/ListSessions", Need::Operator),
             ("/lockservice.v1.Admin/ListTxns", Need::Operator),
