@@ -20,6 +20,7 @@
 //! | `lease/` | the lease as a pure value, and its renewal |
 //! | `tables/` | binds: found, waited for, supplied with tokens, forgotten |
 //! | `txn/` | transactions: lock, end, abandon; who is alive, who waits |
+//! | `kill.rs` | what kills of sessions and of transactions share |
 //! | `session/` | sessions of clients, and operations that take effect once |
 //! | `list.rs` | locks and waits with names, for operators |
 //! | `metrics.rs` | what is counted, and the present state |
@@ -54,6 +55,7 @@
 //!   only after the allocator made it unable to commit (C4); a commit in flight keeps them.
 
 mod inner;
+mod kill;
 mod lease;
 mod list;
 mod messages;
@@ -87,6 +89,7 @@ use crate::service::tables::Tables;
 use crate::service::txn::live::ReportedTxns;
 
 pub(crate) use self::inner::ServiceInner;
+pub use self::kill::{KillEnd, Killed, REASON_BYTES_MAX};
 pub use self::list::{LockList, WaitList};
 pub use self::messages::{
     ANCESTORS_MAX, Granted, LockSpec, LockStatus, OpResponse, Operation, Promise, ServiceParts,
@@ -96,8 +99,7 @@ pub use self::owners::{SessionList, SessionStatus, TxnList, TxnStatus};
 pub use self::session::pending::Pending;
 pub use self::session::quota::{CallMemory, OpenCall, Quota, QuotaSettings};
 pub use self::session::{
-    Attachment, HeldFrame, KillEnd, KillUnderWay, Killed, OpenedBy, REASON_BYTES_MAX,
-    STILL_RUNNING_BYTES_MAX, Session,
+    Attachment, HeldFrame, KillUnderWay, OpenedBy, STILL_RUNNING_BYTES_MAX, Session,
 };
 pub use self::settings::ServiceSettings;
 pub use self::txn::Txn;

@@ -27,7 +27,7 @@
 mod attachment;
 mod due;
 mod end;
-pub(in crate::service) mod kill;
+mod kill;
 mod open;
 mod operations;
 pub(in crate::service) mod pending;
@@ -59,7 +59,7 @@ use self::attachment::AttachmentNumber;
 pub use self::attachment::{Attachment, HeldFrame};
 use self::end::Ending;
 pub use self::end::STILL_RUNNING_BYTES_MAX;
-pub use self::kill::{KillEnd, KillUnderWay, Killed, REASON_BYTES_MAX};
+pub use self::kill::KillUnderWay;
 pub use self::open::OpenedBy;
 pub(crate) use self::renewals::Renewals;
 

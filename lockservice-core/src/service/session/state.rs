@@ -6,7 +6,7 @@ use hashbrown::HashMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnNumber;
-use crate::service::session::kill::KillWaiter;
+use crate::service::kill::KillWaiter;
 use crate::service::session::queue::{NumberedBy, TxnQueue};
 use crate::service::session::quota::Charge;
 use crate::service::txn::TxnRecord;
