@@ -24,6 +24,7 @@ use crate::service::txn::live::ReportedTxns;
 use crate::service::txn::slow::SlowWaits;
 use crate::service::txn::{TxnRecord, timer};
 use crate::sync::Mutex;
+use crate::sync::atomic::AtomicBool;
 use crate::table::LockEngine;
 
 #[derive(Debug)]
@@ -54,6 +55,11 @@ pub(crate) struct ServiceInner {
     pub(crate) phase: watch::Sender<Phase>,
     /// The ends of sessions and transactions.
     pub(crate) departures: Departures,
+    /// Limits of holds count.
+    ///
+    /// ORDERING: `Relaxed`, with `keep_limits` as its partner, which writes it and then looks at
+    /// what is held: a grant that does not see it is noted there.
+    pub(super) limits_holds: AtomicBool,
     /// The bound on the lines about slow waits.
     pub(super) slow_waits: SlowWaits,
 }

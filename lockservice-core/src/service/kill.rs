@@ -6,6 +6,10 @@ use tokio::sync::oneshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 
+/// The target of the events about kills, for filters of the log: the audit log. They are at level
+/// INFO.
+pub const AUDIT_TARGET: &str = "lockservice::audit";
+
 /// Longest reason for a kill.
 pub const REASON_BYTES_MAX: usize = 255;
 

@@ -177,8 +177,13 @@ pub(crate) async fn txns(args: &ClientArgs, json: bool) -> Result<(), Failure> {
                 "session": status.session.map(|session| session.to_string()),
                 "client": status.client,
                 "locks": status.locks,
-                "state": if status.waits { "waits" } else { "runs" },
+                "state": match (status.ending.is_empty(), status.waits) {
+                    (false, _) => "killed",
+                    (true, true) => "waits",
+                    (true, false) => "runs",
+                },
                 "waiting_ms": status.waiting.map(millis),
+                "ending": status.ending,
                 "node": node.as_str(),
             })
         })
@@ -187,7 +192,7 @@ pub(crate) async fn txns(args: &ClientArgs, json: bool) -> Result<(), Failure> {
     Output::new(json).rows(&columns, &rows)
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

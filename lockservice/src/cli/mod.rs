@@ -11,7 +11,7 @@
 //! | `signals.rs` | the signals that the wrapper takes for its command |
 //! | `patience.rs, waiting.rs` | the deadline until the lock is held, and the messages of a waiter |
 //! | `list.rs` | `locks`, `waits`, `binds`, `sessions`, `txns`: the lists for an operator |
-//! | `kill.rs, table.rs` | `session`, `table`: the other commands of an operator |
+//! | `kill.rs, table.rs` | `session`, `txn`, `lock force-release`, `table`: the other commands of an operator |
 //! | `store.rs` | `store check`, `migrate`, `dump`, `restore` |
 //! | `certs.rs`, `token.rs` | `certs`: a CA and certificates to try TLS with; `token`: bearer tokens |
 //! | `bench/` | `bench`, and the systems that it compares with |
@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
 
 fn run() -> ExitCode {
     let parsed = without_empty_variables(Cli::command())
-        .try_get_matches()
+        .try_get_matches_from(args::with_words(std::env::args_os()))
         .and_then(|found| Cli::from_arg_matches(&found));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -94,6 +94,8 @@ fn run() -> ExitCode {
         Command::Sessions(args) => block_on(list::sessions(args, json)).map(|()| 0),
         Command::Txns(args) => block_on(list::txns(args, json)).map(|()| 0),
         Command::Session(command) => block_on(kill::session(command, json)).map(|()| 0),
+        Command::Txn(command) => block_on(kill::txn(command, json)).map(|()| 0),
+        Command::ForceRelease(args) => block_on(kill::force_release(args, json)).map(|()| 0),
         Command::Table(command) => block_on(table::run(command, json)).map(|()| 0),
         Command::Certs(args) => certs::run(args, json).map(|()| 0),
         Command::Token(command) => token::run(command, json).map(|()| 0),

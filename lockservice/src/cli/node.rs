@@ -9,7 +9,7 @@ use std::time::Duration;
 use lockservice_core::allocator::{ElectedAllocator, LockTableAllocator, Role};
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::metrics::MeteredStore;
-use lockservice_core::service::ServiceParts;
+use lockservice_core::service::{ServiceParts, TableLimits};
 use lockservice_core::store::{BindStore, NodeAddress};
 use lockservice_core::{Error, ErrorKind, NodeName};
 use parking_lot::Mutex;
@@ -68,6 +68,7 @@ impl Node {
         config: &Config,
         name: NodeName,
         access: Access,
+        limits: Arc<TableLimits>,
         joined: &Joined,
         waiting: &Waiting,
     ) -> Result<Self, Failure> {
@@ -132,6 +133,7 @@ impl Node {
         let parts = ServiceParts {
             address: advertised.clients,
             settings: config.service,
+            limits,
             metrics: Arc::clone(&measured.service),
             ..ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, name)
         };

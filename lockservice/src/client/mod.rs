@@ -44,7 +44,7 @@
 //! | `outbox`, `stream` | operations without a response; the request side of a stream |
 //! | `driver`, `backoff` | the task behind a session: renewals, new connections; their pauses |
 //! | `responses` | the responses of a stream, as they are read |
-//! | `allocator`, `admin` | validation of commits; lists and calls for operators |
+//! | `allocator`, `admin`, `kills` | validation of commits; lists and calls for operators |
 //!
 //! The way of a lock call: `session` or `txn`, `txn/call` (a permit), `outbox` (encoded, a place in
 //! the order), `stream` (a frame), the server; `driver`, `responses`, `outbox/response`, and back
@@ -72,6 +72,12 @@
 //! [`LockGuard::lost`] report that node alone; [`Session::watch_deadline`] and [`Session::lost`]
 //! report all nodes in use, so that watching the session is enough. Closing the session closes it
 //! on all of them.
+//!
+//! # Transactions that the server ends
+//! An operator or a limit of the server may end one transaction. [`ClientTxn::lost`] and
+//! [`LockGuard::lost`] report it, and the session goes on with its other transactions. If the
+//! application asks for neither, the server does not renew the session, so that [`Session::lost`]
+//! resolves before the locks can go to others.
 
 mod admin;
 mod allocator;
@@ -81,6 +87,7 @@ mod cluster_session;
 mod connect;
 mod driver;
 mod follow;
+mod kills;
 mod node_session;
 mod outbox;
 mod responses;
@@ -92,5 +99,6 @@ pub use self::admin::{AdminClient, Kill, Listed};
 pub use self::allocator::{Admission, AllocatorClient};
 pub use self::builder::ClientBuilder;
 pub use self::connect::Client;
+pub use self::kills::{TxnKill, TxnKills};
 pub use self::session::Session;
 pub use self::txn::{ClientTxn, Ended, LockGuard, TxnSavepoint};

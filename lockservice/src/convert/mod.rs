@@ -57,6 +57,7 @@ pub use self::lock::{
 };
 pub use self::owners::{
     killed_from_proto, killed_to_proto, session_status_from_proto, session_status_to_proto,
+    txn_killed_from_proto, txn_killed_to_proto, txn_lost_from_proto, txn_lost_to_proto,
     txn_status_from_proto, txn_status_to_proto,
 };
 pub use self::status::{

@@ -231,6 +231,8 @@ impl proto::admin_server::Admin for AdminApi {
     type ListSessionsStream = ReceiverStream<Result<proto::SessionInfo, Status>>;
     type ListTxnsStream = ReceiverStream<Result<proto::TxnInfo, Status>>;
     type KillSessionStream = kill::Responses;
+    type KillTxnStream = kill::TxnResponses;
+    type ForceReleaseStream = kill::TxnResponses;
 
     async fn list_locks(
         &self,
@@ -292,6 +294,20 @@ impl proto::admin_server::Admin for AdminApi {
         request: Request<proto::KillSessionRequest>,
     ) -> Result<Response<Self::KillSessionStream>, Status> {
         kill::kill_session(&self.host()?.current(), &request)
+    }
+
+    async fn kill_txn(
+        &self,
+        request: Request<proto::KillTxnRequest>,
+    ) -> Result<Response<Self::KillTxnStream>, Status> {
+        kill::kill_txn(&self.host()?.current(), &request)
+    }
+
+    async fn force_release(
+        &self,
+        request: Request<proto::ForceReleaseRequest>,
+    ) -> Result<Response<Self::ForceReleaseStream>, Status> {
+        kill::force_release(&self.host()?.current(), &request).await
     }
 
     async fn list_binds(

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use lockservice_core::service::{Attachment, OpenedBy, Operation, Quota, Session, TxnOp};
+use lockservice_core::service::{
+    Attachment, OpenedBy, Operation, Quota, Session, SessionNotice, TxnOp,
+};
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
@@ -152,6 +154,19 @@ pub(crate) fn open(
     Ok((session, welcome))
 }
 
+/// The notice as a message; `None` if this version cannot send it.
+fn notice_to_proto(notice: &SessionNotice) -> Option<proto::notice::Notice> {
+    match notice {
+        SessionNotice::Waiting(waiting) => {
+            convert::waiting_to_proto(waiting).map(proto::notice::Notice::Waiting)
+        }
+        SessionNotice::TxnLost { number, why } => {
+            Some(proto::notice::Notice::TxnLost(convert::txn_lost_to_proto(*number, why)))
+        }
+        _ => None,
+    }
+}
+
 struct Stream {
     session: Session,
     settings: ServerSettings,
@@ -182,7 +197,7 @@ impl Stream {
         let mut stopping = std::pin::pin!(session.stopping());
         let mut observed = false;
         let notices =
-            stream::unfold(session.waits(), async |mut waits| Some((waits.next().await, waits)));
+            stream::unfold(session.notices(), async |mut all| Some((all.next().await, all)));
         let mut notices = std::pin::pin!(notices);
         let callers = stream::unfold((changes, caller), async |(mut changes, caller)| {
             let next = changes.next(&caller).await;
@@ -233,10 +248,8 @@ impl Stream {
                 Some(decided) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.decided(decided);
                 }
-                Some(waiting) = notices.next() => {
-                    for waiting in waiting.iter().filter_map(convert::waiting_to_proto) {
-                        self.notice(proto::notice::Notice::Waiting(waiting));
-                    }
+                Some(notices) = notices.next() => {
+                    notices.iter().filter_map(notice_to_proto).for_each(|it| self.notice(it));
                 }
                 frame = inbound.message() => {
                     if !self.take_frames(frame, &mut inbound, &attachment).await {
@@ -330,6 +343,9 @@ impl Stream {
     fn heartbeat(&mut self, id: u64, heartbeat: proto::Heartbeat) {
         for acked in heartbeat.acked {
             self.session.ack(TxnNumber::new(acked.txn), Sequence::new(acked.sequence));
+        }
+        for lost in heartbeat.lost {
+            self.session.acknowledge_loss(TxnNumber::new(lost));
         }
         match self.session.renew() {
             Ok(promise) => {

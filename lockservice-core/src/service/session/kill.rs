@@ -61,10 +61,7 @@ impl LockService {
         now: bool,
     ) -> Result<KillUnderWay> {
         check_reason(reason)?;
-        let id = (handle.service == self.inner.id)
-            .then(|| self.inner.session_numbers.get(handle.number))
-            .flatten();
-        let session = id.and_then(|id| self.session(id).ok());
+        let session = self.inner.session_of(handle);
         session.and_then(|session| session.kill(reason, now)).ok_or_else(|| {
             Error::new(
                 ErrorKind::SessionNotFound,

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `mod.rs` | the commands, and the arguments of the short ones |
 //! | `serve`, `lock`, `store`, `certs`, `bench` | the arguments of these commands |
+//! | `kill` | the arguments of `session kill`, `txn kill` and `lock force-release` |
 //! | `credentials` | what a client trusts and shows |
 //! | `supervise` | the arguments of the hidden commands of `lock` |
 
 mod bench;
 mod certs;
 mod credentials;
+mod kill;
 mod lock;
 mod serve;
 mod store;
@@ -19,7 +21,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
-use lockservice_core::{GroupName, SessionHandle, TableName, TableRef};
+use lockservice_core::{GroupName, TableName, TableRef};
 
 use super::exit::Failure;
 use crate::client::Client;
@@ -27,6 +29,7 @@ use crate::client::Client;
 pub(crate) use self::bench::{BenchArgs, BenchServerArgs, Serves};
 pub(crate) use self::certs::CertsArgs;
 pub(crate) use self::credentials::CredentialArgs;
+pub(crate) use self::kill::{ForceReleaseArgs, KillArgs, SessionCommand, TxnCommand, with_words};
 pub(crate) use self::lock::LockArgs;
 pub(crate) use self::serve::ServeArgs;
 pub(crate) use self::store::{RestoreArgs, StoreArgs, StoreCommand};
@@ -90,6 +93,12 @@ pub(crate) enum Command {
     Store(StoreCommand),
     /// Measure lock + unlock, in turns with something to compare it with.
     Bench(BenchArgs),
+    /// End a transaction of a client, and not its session.
+    #[command(subcommand)]
+    Txn(TxnCommand),
+    /// Take a key away: end the transactions that hold it.
+    #[command(name = kill::FORCE_RELEASE)]
+    ForceRelease(ForceReleaseArgs),
     #[command(name = "__bench_server", hide = true)]
     BenchServer(BenchServerArgs),
     #[command(name = "__supervise", hide = true)]
@@ -141,32 +150,6 @@ pub(crate) enum TokenCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum SessionCommand {
-    /// End a session, as if it had lapsed. Its client is told to stop its work. Its locks go to
-    /// others once the client has confirmed that, or its time has run out, which the command waits
-    /// for.
-    Kill {
-        /// The session, from the list of sessions.
-        #[arg(value_name = "HANDLE")]
-        session: SessionHandle,
-        #[command(flatten)]
-        how: KillArgs,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct KillArgs {
-    /// Why: the client and the server's log get to read it.
-    #[arg(long)]
-    pub(crate) reason: String,
-    /// Release the locks at once. The client may still be working under them.
-    #[arg(long)]
-    pub(crate) now: bool,
-    #[command(flatten)]
-    pub(crate) client: ClientArgs,
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum TableCommand {
     /// Forget a table in which nothing is locked, at the node that owns it. A table that is not
     /// used is forgotten by itself in time: see --table-idle of serve.
@@ -210,7 +193,7 @@ pub(crate) fn with_tip_for_keys(mut error: clap::Error) -> clap::Error {
 }
 
 /// A duration: `500ms`, `30s`, `2m 30s`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Ok(Duration::from_secs(seconds.into()));
     }
