@@ -43,7 +43,7 @@ fn is_lost(session: &Session) -> bool {
 async fn a_wait_ends_at_the_limit_of_its_table_and_the_error_names_it() {
     let limit = limited("jobs/", |limit| limit.longest_wait = Some(3 * SECOND));
     let (service, limits) = service_with(vec![limit]).await;
-    let holder = open(&service);
+    let holder = service.open_session(Some(60 * SECOND), "holder").expect("a session");
     for (at, name) in (1..).zip(["jobs/a", "other"]) {
         locked(holder.submit(op(at, 1), Operation::Lock(in_table(name, "k"))).await);
     }
@@ -59,8 +59,6 @@ async fn a_wait_ends_at_the_limit_of_its_table_and_the_error_names_it() {
         let error = txn.lock(spec).await.expect_err("held");
         assert_eq!((error.kind(), start.elapsed()), (ErrorKind::Timeout, waited * SECOND));
         assert!(error.to_string().contains(said), "{error}");
-        tokio::time::sleep(SECOND).await;
-        holder.renew().expect("alive");
     }
     limits.replace(Vec::new()).expect("none");
     let start = tokio::time::Instant::now();
@@ -100,16 +98,16 @@ async fn a_hold_that_was_given_up_for_a_moment_begins_anew() {
     let (service, _) = service_with(vec![limit]).await;
     let session = open(&service);
     let unlock = || Operation::Unlock { table: table(), items: vec![row("k")], commit: None };
-    let savepoint = match session.submit(op(2, 1), Operation::Savepoint).await {
+    let savepoint = match session.submit(op(1, 1), Operation::Savepoint).await {
         Ok(OpResponse::Savepoint(savepoint)) => savepoint,
         other => panic!("no savepoint: {other:?}"),
     };
     for turn in 0..4 {
-        locked(session.submit(op(1, 2 * turn + 1), Operation::Lock(spec("k"))).await);
-        locked(session.submit(op(2, 2 * turn + 2), Operation::Lock(spec("l"))).await);
+        locked(session.submit(op(1, 2 * turn + 2), Operation::Lock(spec("l"))).await);
+        locked(session.submit(op(2, 2 * turn + 1), Operation::Lock(spec("k"))).await);
         renews(&session, 3 * SECOND).await;
-        done(session.submit(op(1, 2 * turn + 2), unlock()).await);
-        done(session.submit(op(2, 2 * turn + 3), Operation::RollBackTo(savepoint)).await);
+        done(session.submit(op(1, 2 * turn + 3), Operation::RollBackTo(savepoint)).await);
+        done(session.submit(op(2, 2 * turn + 2), unlock()).await);
     }
     renews(&session, 10 * SECOND).await;
     assert!(!is_lost(&session), "{:?}", session.lost_txns());

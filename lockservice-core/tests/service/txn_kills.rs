@@ -320,10 +320,10 @@ async fn every_transaction_that_holds_a_key_is_killed_and_no_other() {
         tokio::task::yield_now().await;
     }
     let unnamed = service.begin(TxnOptions::default()).expect("begin");
-    unnamed.lock(shared(vec![row("free")])).await.expect("shared");
+    unnamed.lock(shared(vec![row("other")])).await.expect("shared");
     let free = service.force_release(&table(), &key("zzz"), REASON, false).await.expect("nothing");
     assert!(free.killed.is_empty() && free.not_killed.is_empty());
-    let other = service.force_release(&table(), &key("free"), REASON, true).await.expect("served");
+    let other = service.force_release(&table(), &key("other"), REASON, true).await.expect("served");
     assert_eq!((other.killed.len(), other.not_killed), (0, vec![unnamed.id()]));
     let forced = service.force_release(&table(), &key("k"), REASON, false).await.expect("served");
     let mut killed: Vec<_> = forced.killed.iter().map(|kill| kill.txn).collect();

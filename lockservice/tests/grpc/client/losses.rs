@@ -12,8 +12,8 @@ use crate::support::{Served, spec, table};
 const REASON: &str = "it blocks the nightly run";
 
 async fn session(served: &Served) -> Session {
-    let session = client(&served.address).await.session(Some(Duration::from_secs(2)));
-    session.await.expect("a session")
+    let client = client(&served.address).await;
+    client.session(Some(Duration::from_secs(2))).await.expect("a session")
 }
 
 #[tokio::test]
