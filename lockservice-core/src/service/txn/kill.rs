@@ -72,6 +72,8 @@ pub(in crate::service) struct TxnKill {
 struct Progress {
     /// What releases the locks, once that is decided.
     end: Option<KillEnd>,
+    /// They are being released because of the kill alone.
+    is_releasing: bool,
     /// The transaction has ended.
     is_over: bool,
     /// When the promise that the transaction had has run out, if it rests on one.
@@ -134,12 +136,14 @@ impl TxnKill {
         over
     }
 
-    /// Decides what releases the locks. False if that was decided before.
-    pub(super) fn decide(&self, end: KillEnd) -> bool {
-        let mut progress = self.progress.lock();
-        let first = progress.end.is_none();
-        progress.end.get_or_insert(end);
-        first
+    /// Decides what releases the locks, unless that was decided before.
+    pub(super) fn decide(&self, end: KillEnd) {
+        self.progress.lock().end.get_or_insert(end);
+    }
+
+    /// Begins the release because of the kill. False if it has begun.
+    fn begin_release(&self) -> bool {
+        !std::mem::replace(&mut self.progress.lock().is_releasing, true)
     }
 
     /// The commit of the transaction is in flight: nobody waits for that.
@@ -259,6 +263,10 @@ impl ServiceInner {
             Closed::Now => self.metrics().txn_killed(cause),
             Closed::Before => {}
         }
+        if now {
+            // Before another kill finds that nothing is waited for any more.
+            kill.decide(KillEnd::Forced);
+        }
         kill.begun.notify_waiters();
         self.engine.cancel_wait(txn.id);
         let session = txn.session.as_ref().map(|renewals| self.session_of(renewals.handle));
@@ -293,7 +301,7 @@ impl ServiceInner {
 
     /// Releases the locks of a killed transaction, without a further wait for its client.
     fn release_killed(self: &Arc<Self>, txn: &Arc<TxnRecord>, end: KillEnd) -> Duration {
-        if txn.kill_or_new().decide(end) {
+        if txn.kill_or_new().begin_release() {
             self.abandon(vec![Arc::clone(txn)], end, |_| ());
         }
         Duration::ZERO
