@@ -7,7 +7,7 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | `item`, `lock`, `waiting` | rows and ranges; lock calls and grants; the holder that is waited for |
+//! | `item`, `lock`, `waiting` | rows and ranges; lock calls and grants; notices of a session |
 //! | `known_tables` | names of tables that were checked already |
 //! | `allocator`, `commit`, `forgetting` | calls between nodes and the allocator |
 //! | `cluster_status`, `status`, `owners` | lists for operators; kills |
@@ -64,7 +64,7 @@ pub use self::status::{
     bind_status_from_proto, bind_status_to_proto, lock_status_from_proto, lock_status_to_proto,
     wait_status_from_proto, wait_status_to_proto,
 };
-pub use self::waiting::{waiting_from_proto, waiting_to_proto};
+pub use self::waiting::{notice_to_proto, waiting_from_proto, waiting_to_proto};
 
 /// Whole milliseconds, rounded up, so that a short time never becomes zero.
 pub fn millis_up(d: Duration) -> u64 {

@@ -10,9 +10,7 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use lockservice_core::service::{
-    Attachment, OpenedBy, Operation, Quota, Session, SessionNotice, TxnOp,
-};
+use lockservice_core::service::{Attachment, OpenedBy, Operation, Quota, Session, TxnOp};
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
@@ -154,19 +152,6 @@ pub(crate) fn open(
     Ok((session, welcome))
 }
 
-/// The notice as a message; `None` if this version cannot send it.
-fn notice_to_proto(notice: &SessionNotice) -> Option<proto::notice::Notice> {
-    match notice {
-        SessionNotice::Waiting(waiting) => {
-            convert::waiting_to_proto(waiting).map(proto::notice::Notice::Waiting)
-        }
-        SessionNotice::TxnLost { number, why } => {
-            Some(proto::notice::Notice::TxnLost(convert::txn_lost_to_proto(*number, why)))
-        }
-        _ => None,
-    }
-}
-
 struct Stream {
     session: Session,
     settings: ServerSettings,
@@ -249,7 +234,8 @@ impl Stream {
                     self.decided(decided);
                 }
                 Some(notices) = notices.next() => {
-                    notices.iter().filter_map(notice_to_proto).for_each(|it| self.notice(it));
+                    let notices = notices.iter().filter_map(convert::notice_to_proto);
+                    notices.for_each(|notice| self.notice(notice));
                 }
                 frame = inbound.message() => {
                     if !self.take_frames(frame, &mut inbound, &attachment).await {

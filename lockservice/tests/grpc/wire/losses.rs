@@ -65,7 +65,7 @@ impl Raw {
         self.requests.send(proto::ClientFrame { ops: vec![op] }).await.ok()?;
         loop {
             let frame = self.responses.message().await.ok()??;
-            for op in frame.ops.into_iter().filter(|op| op.id == 99) {
+            if let Some(op) = frame.ops.into_iter().find(|op| op.id == 99) {
                 let Some(Response::Promise(promise)) = op.response else { return None };
                 return Some(promise.valid_for_ms);
             }
