@@ -90,8 +90,8 @@ impl Session {
     /// caller stops the protected work, then confirms that with [`close`](Self::close).
     ///
     /// A transaction that an operator or a limit of the server ends alone is reported by
-    /// [`ClientTxn::lost`] and [`LockGuard::lost`]. If neither is called, the session is not renewed
-    /// any more, and lost at its deadline.
+    /// [`ClientTxn::lost`] and [`LockGuard::lost`]. If neither is called, the session is not
+    /// renewed any more, and lost at its deadline.
     ///
     /// `ShuttingDown` is early notice: the deadline has not passed, and closing lets the server
     /// stop cleanly. `LeaseLost` and `SessionLost` come at once if the server reports them, and at

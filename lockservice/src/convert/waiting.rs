@@ -1,4 +1,4 @@
-//! The notices of a session: the holder for which a lock call waits, and transactions that are lost.
+//! The notices of a session: the holder for which a lock call waits; transactions that are lost.
 
 use lockservice_core::service::{SessionNotice, Waiting, WaitsFor};
 use lockservice_core::{Error, ErrorKind, NodeName, Result, Sequence, ServiceId, TxnNumber};

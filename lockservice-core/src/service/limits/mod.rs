@@ -9,8 +9,8 @@
 //!
 //! # The limit that counts
 //! A table has one limit: that with the longest prefix of its name, and of two with the same prefix
-//! the one that names its group. What that one does not set is not limited. A transaction that holds
-//! locks in several tables is ended by the first of their limits.
+//! the one that names its group. What that one does not set is not limited. A transaction that
+//! holds locks in several tables is ended by the first of their limits.
 //!
 //! # What a transaction at a limit of holds learns
 //! It is ended as if an operator had killed it (see [`kill`](crate::service::txn::kill)), with the
@@ -19,8 +19,8 @@
 //! # Costs
 //! While no limit is set a grant and an operation each look at one word. While one is, a grant also
 //! takes a mutex of its transaction. There is no timer for a lock or a transaction: one task looks
-//! at all transactions, in slices, and finds one that is due within an eighth of the shortest limit,
-//! and a second at most.
+//! at all transactions, in slices, and finds one that is due within an eighth of the shortest
+//! limit, and a second at most.
 
 mod held;
 mod sweep;

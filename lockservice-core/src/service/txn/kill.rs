@@ -33,8 +33,8 @@
 //! - *The end of the session beside a kill.* The session takes its transactions with it, those too
 //!   that were killed; each is released once, for the engine ends a transaction once. Both tell
 //!   those who wait for them.
-//! - *A commit beside a kill.* Until the locks are released the transaction may begin its commit. One
-//!   whose commit is in flight when it is to be made unable to commit is left alone, and named.
+//! - *A commit beside a kill.* Until the locks are released the transaction may begin its commit.
+//!   One whose commit is in flight when it is to be made unable to commit is left alone, and named.
 //!
 //! # Transactions of an embedder
 //! They rest on no promise of a session. The embedder learns of the kill by the next call of the

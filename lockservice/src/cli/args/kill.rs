@@ -53,8 +53,8 @@ pub(crate) struct KillArgs {
 }
 
 const FORCE_RELEASE_NOTES: &str = "\
-Every transaction that holds the key, or a range around it, is ended, with all that it holds: as by \
-`lockservice txn kill`. If nothing holds the key, that is said, and the exit status is 0.
+Every transaction that holds the key, or a range around it, is ended, with all that it holds: as \
+by `lockservice txn kill`. If nothing holds the key, that is said, and the exit status is 0.
 
 A table that is named force-release is locked as any other: \
 lockservice lock force-release KEY -- COMMAND.";

@@ -25,8 +25,8 @@ need not wait. Another one, a second later or more, stops it at once. SIGHUP mea
 terminal \
 has gone if the server was started from one; else certificates, identities, limits of tables and \
 the setting `log` of --config are read again. The first three are read again without it too, some \
-seconds after they have changed. Without --log RUST_LOG says what is logged; lines that are not read are dropped and \
-counted.
+seconds after they have changed. Without --log RUST_LOG says what is logged; lines that are not \
+read are dropped and counted.
 
 With identities only callers that they name are served. Each is a table of the file of --config or \
 --identity-file, and is known by a token (lockservice token new) or by the common name of its \
