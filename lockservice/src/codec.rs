@@ -213,7 +213,7 @@ mod tests {
         let frame = |op| proto::ClientFrame { ops: vec![proto::ClientOp { id: 1, op: Some(op) }] };
         let acked = vec![proto::Acked::default(); 600_000];
         is_refused::<proto::ClientFrame>(&frame(proto::client_op::Op::Heartbeat(
-            proto::Heartbeat { acked },
+            proto::Heartbeat { acked, ..Default::default() },
         )));
         let rows = vec![Bytes::new(); 300_000];
         is_refused::<proto::ClientFrame>(&frame(proto::client_op::Op::Lock(proto::LockOp {

@@ -135,6 +135,20 @@ fn a_session_whose_client_was_killed_is_counted_as_lapsed() {
 }
 
 #[test]
+fn a_transaction_that_an_operator_ended_is_counted_as_such() {
+    let (server, metrics) = server();
+    let series = "lockservice_transactions_killed_total{reason=\"operator\"}";
+    assert_eq!(Scraped::of(&metrics).value(series), 0.0);
+    let (holder, _command) = server.hold(&["t", "k"]);
+    let output = server.run(&["lock", "force-release", "t", "k", "--reason", "x"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    drop(holder.wait());
+    let killed = Scraped::of(&metrics);
+    assert_eq!(killed.value(series), 1.0);
+    assert_eq!(killed.value("lockservice_sessions_ended_total{reason=\"killed\"}"), 0.0);
+}
+
+#[test]
 fn a_server_is_not_ready_before_it_has_a_lease() {
     let (server, metrics) = server();
     assert_eq!(get(&metrics, "/readyz"), (200, "ready\n".to_owned()));

@@ -331,6 +331,24 @@ async fn a_list_of_the_cluster_has_the_lines_of_all_nodes_and_names_the_one_that
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_taken_away_at_the_owner_of_its_table_whichever_node_has_the_call() {
+    let (_store, nodes) = three().await;
+    own(&nodes[1], "t").await;
+    let session = nodes[2].client().await.session(None).await.expect("it serves");
+    let held = within(session.lock(spec("t", "k"))).await.expect("free");
+    let admin = nodes[0].client().await.admin();
+    let (table, key) = (spec("t", "k").table, Key::new("k").expect("a key"));
+    let forced = within(admin.force_release(&table, &key, "x", false)).await;
+    let mut forced = forced.expect("it is followed to the owner");
+    assert_eq!(forced.begun.len(), 1);
+    assert_eq!(within(held.lost()).await.kind(), ErrorKind::TxnKilled);
+    assert!(session.lost_now().is_none(), "it goes on, also at the owner");
+    drop(held);
+    let (txn, _) = within(forced.next()).await.expect("it serves").expect("one");
+    assert_eq!(txn, forced.begun[0].txn);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_commit_is_validated_by_the_leader_whichever_node_has_the_call() {
     let (_store, nodes) = three().await;
     own(&nodes[1], "b's").await;

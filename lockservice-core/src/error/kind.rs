@@ -107,6 +107,10 @@ kinds! {
     /// An operator ended the session; the message says why. Stop the protected work, and confirm it
     /// by closing the session. Do not start again without being told to.
     Killed => "killed", NewSession;
+    /// An operator, or a limit of the server, ended the transaction; the message says why. Nothing
+    /// more is granted to it, and its locks will be given away; its session goes on. Stop the
+    /// protected work, and confirm it by ending the transaction.
+    TxnKilled => "txn_killed", RetryTransaction;
     /// The service's own lease has lapsed: it is sealed and grants nothing (B2). Its locks are
     /// invalid: stop the protected work.
     LeaseLost => "lease_lost", NewSession;

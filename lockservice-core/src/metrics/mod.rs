@@ -30,7 +30,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 pub(crate) use self::histogram::Lengths;
 pub use self::histogram::{Distribution, Histogram};
 pub use self::leadership::{LeadershipCounts, LeadershipMetrics};
-pub use self::service::{ServiceCounts, ServiceGauges, ServiceMetrics, SessionEnd};
+pub use self::service::{ServiceCounts, ServiceGauges, ServiceMetrics, SessionEnd, TxnKillCause};
 pub use self::store::{MeteredStore, StoreCall, StoreCallCounts, StoreMetrics};
 
 /// A number that only grows.

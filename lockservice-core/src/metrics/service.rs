@@ -45,6 +45,32 @@ impl SessionEnd {
     }
 }
 
+/// Why a transaction was ended while its session lived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum TxnKillCause {
+    /// An operator wanted it.
+    Operator,
+    /// It held locks for longer than a limit of their table allows.
+    LongestHold,
+    /// It held locks, and made no call, for longer than a limit of their table allows.
+    LongestIdleHold,
+}
+
+impl TxnKillCause {
+    /// Every cause there is.
+    pub const ALL: [Self; 3] = [Self::Operator, Self::LongestHold, Self::LongestIdleHold];
+
+    /// A stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::LongestHold => "longest_hold",
+            Self::LongestIdleHold => "longest_idle_hold",
+        }
+    }
+}
+
 /// What a node's lock service has counted. Incarnations of one node share it, so that its counts
 /// grow over the loss of a lease: see [`ServiceParts::metrics`](crate::service::ServiceParts).
 #[derive(Debug)]
@@ -58,6 +84,7 @@ pub struct ServiceMetrics {
     pub(crate) held: Histogram,
     pub(crate) sessions_opened: Counter,
     sessions_ended: [Counter; SessionEnd::ALL.len()],
+    txns_killed: [Counter; TxnKillCause::ALL.len()],
     pub(crate) session_left: Histogram,
     pub(crate) lease_renewals: Counter,
     pub(crate) lease_renewals_failed: Counter,
@@ -77,6 +104,7 @@ impl Default for ServiceMetrics {
             held: Histogram::of_times(),
             sessions_opened: Counter::default(),
             sessions_ended: Default::default(),
+            txns_killed: Default::default(),
             session_left: Histogram::of_parts(),
             lease_renewals: Counter::default(),
             lease_renewals_failed: Counter::default(),
@@ -98,6 +126,10 @@ impl ServiceMetrics {
         self.sessions_ended[end as usize].add(1);
     }
 
+    pub(crate) fn txn_killed(&self, cause: TxnKillCause) {
+        self.txns_killed[cause as usize].add(1);
+    }
+
     /// What was counted so far. Locks and deadlocks of a service that runs are counted up to the
     /// last call of [`LockService::gauges`](crate::service::LockService::gauges).
     pub fn counts(&self) -> ServiceCounts {
@@ -112,6 +144,8 @@ impl ServiceMetrics {
             sessions_opened: self.sessions_opened.get(),
             sessions_ended: SessionEnd::ALL
                 .map(|end| (end, self.sessions_ended[end as usize].get())),
+            txns_killed: TxnKillCause::ALL
+                .map(|cause| (cause, self.txns_killed[cause as usize].get())),
             session_left: self.session_left.snapshot(),
             lease_renewals: self.lease_renewals.get(),
             lease_renewals_failed: self.lease_renewals_failed.get(),
@@ -144,6 +178,8 @@ pub struct ServiceCounts {
     pub sessions_opened: u64,
     /// Sessions that ended.
     pub sessions_ended: [(SessionEnd, u64); SessionEnd::ALL.len()],
+    /// Transactions that were ended while their session lived.
+    pub txns_killed: [(TxnKillCause, u64); TxnKillCause::ALL.len()],
     /// The part of a session's TTL that was left at each renewal.
     pub session_left: Distribution,
     /// Renewals of the node's lease that were acknowledged.

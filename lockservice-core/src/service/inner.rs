@@ -25,6 +25,7 @@ use crate::service::txn::live::ReportedTxns;
 use crate::service::txn::slow::SlowWaits;
 use crate::service::txn::{TxnRecord, timer};
 use crate::sync::Mutex;
+use crate::sync::atomic::AtomicBool;
 use crate::table::LockEngine;
 
 #[derive(Debug)]
@@ -55,6 +56,11 @@ pub(crate) struct ServiceInner {
     pub(crate) phase: watch::Sender<Phase>,
     /// The ends of sessions and transactions.
     pub(crate) departures: Departures,
+    /// Limits of holds count.
+    ///
+    /// ORDERING: `Relaxed`, with `keep_limits` as its partner, which writes it and then looks at
+    /// what is held: a grant that does not see it is noted there.
+    pub(super) limits_holds: AtomicBool,
     /// The bound on the lines about slow waits.
     pub(super) slow_waits: SlowWaits,
     /// The rows and ranges that calls wait for most.

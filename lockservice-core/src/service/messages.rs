@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::id::{NodeName, Nonce, Sequence, ServiceId, SessionHandle, TableRef, TxnId, TxnNumber};
 use crate::key::{LockItem, LockMode};
 use crate::metrics::ServiceMetrics;
-use crate::service::{OpenedBy, ServiceSettings, TraceContext};
+use crate::service::{OpenedBy, ServiceSettings, TableLimits, TraceContext};
 use crate::table::{Commit, Grant, LockInfo, Savepoint, WaitInfo, WaitPolicy};
 
 /// The components of a service.
@@ -25,6 +25,8 @@ pub struct ServiceParts {
     pub address: String,
     /// Limits and defaults.
     pub settings: ServiceSettings,
+    /// Limits of tables. The incarnations of the node share them.
+    pub limits: Arc<TableLimits>,
     /// What the node counts. Its incarnations share it.
     pub metrics: Arc<ServiceMetrics>,
     /// The incarnation that this process had before, if that one's lease was lost.
@@ -47,6 +49,7 @@ impl ServiceParts {
             node,
             address: String::new(),
             settings: ServiceSettings::default(),
+            limits: Arc::default(),
             metrics: Arc::default(),
             replaces: None,
             continue_trace: |_, _| {},

@@ -20,7 +20,9 @@
 //! | `lease/` | the lease as a pure value, and its renewal |
 //! | `tables/` | binds: found, waited for, supplied with tokens, forgotten |
 //! | `txn/` | transactions: lock, end, abandon; who is alive, who waits |
+//! | `kill.rs` | what kills of sessions and of transactions share |
 //! | `session/` | sessions of clients, and operations that take effect once |
+//! | `limits/` | limits of tables: on waits, and on how long locks are held |
 //! | `list.rs` | locks and waits, with whose they are, for operators |
 //! | `metrics.rs` | what is counted, and the present state |
 //! | `owners.rs` | sessions and transactions, for operators |
@@ -57,7 +59,9 @@
 
 mod hot;
 mod inner;
+mod kill;
 mod lease;
+mod limits;
 mod list;
 mod messages;
 mod metrics;
@@ -84,6 +88,7 @@ use crate::id::{NodeName, Nonce, ServiceId, TableRef};
 use crate::key::{Key, LockItem};
 use crate::live_txns::LiveTxns;
 use crate::sync::Mutex;
+use crate::sync::atomic::AtomicBool;
 use crate::table::LockEngine;
 
 use crate::service::hot::HotKeys;
@@ -96,6 +101,8 @@ use crate::service::txn::live::ReportedTxns;
 
 pub use self::hot::{HotCounts, HotKey, HotWindow};
 pub(crate) use self::inner::ServiceInner;
+pub use self::kill::{AUDIT_TARGET, KillEnd, Killed, REASON_BYTES_MAX};
+pub use self::limits::{TABLE_LIMITS_MAX, TableLimit, TableLimits};
 pub use self::list::{LockList, WaitList};
 pub use self::messages::{
     ANCESTORS_MAX, Granted, LockSpec, LockStatus, OpResponse, Operation, Promise, ServiceParts,
@@ -105,15 +112,15 @@ pub use self::owners::{SessionList, SessionStatus, TxnList, TxnStatus};
 pub use self::session::pending::Pending;
 pub use self::session::quota::{CallMemory, OpenCall, Quota, QuotaSettings};
 pub use self::session::{
-    Attachment, HeldFrame, KillEnd, KillUnderWay, Killed, OpenedBy, REASON_BYTES_MAX,
-    STILL_RUNNING_BYTES_MAX, Session,
+    Attachment, HeldFrame, KillUnderWay, OpenedBy, STILL_RUNNING_BYTES_MAX, Session, SessionNotice,
+    SessionNotices,
 };
 pub use self::settings::ServiceSettings;
 pub use self::stats::{ServiceStats, Totals};
-pub use self::txn::Txn;
 pub use self::txn::row::{RowLocked, Table};
 pub use self::txn::trace::TraceContext;
-pub use self::txn::waits::{WaitNotices, Waiting, WaitsFor};
+pub use self::txn::waits::{Waiting, WaitsFor};
+pub use self::txn::{ForcedRelease, Txn, TxnKillUnderWay};
 pub use self::worst::LongWait;
 
 /// Lines of a slice, where all of a list is wanted.
@@ -199,6 +206,7 @@ impl LockService {
             observed: Mutex::new(incarnation.at),
             phase: watch::Sender::new(Phase::Serving),
             departures: Departures::default(),
+            limits_holds: AtomicBool::new(false),
             slow_waits: txn::slow::SlowWaits::default(),
             // Clients do not know the nonce.
             hot: HotKeys::new(parts.settings.hot_keys_max, nonce.get()),
@@ -216,6 +224,7 @@ impl LockService {
         inner.spawn(lease::renewal::keep_lease(Arc::clone(&inner)));
         inner.spawn(txn::live::report(Arc::clone(&inner)));
         inner.spawn(tables::forget::forget_idle(Arc::clone(&inner)));
+        inner.spawn(limits::keep_limits(Arc::clone(&inner)));
         Ok(Self { _last: Arc::new(SealOnDrop(Arc::clone(&inner))), inner })
     }
 

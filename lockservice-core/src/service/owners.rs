@@ -50,6 +50,8 @@ pub struct TxnStatus {
     /// For how long that call has waited for locks of others; `None` if it waits for none, or for
     /// its table to be bound here.
     pub waiting: Option<Duration>,
+    /// The reason why it is ending, for one that was killed and still holds its locks; else empty.
+    pub ending: String,
 }
 
 /// Sessions, made in slices, in the order in which they were opened.
@@ -114,6 +116,7 @@ impl TxnList {
             locks: engine.lock_count(txn),
             waits: since.is_some() || txn.has_call_in_flight(),
             waiting: since.map(|since| self.inner.parts.env.now().since(since)),
+            ending: record.why_killed().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }

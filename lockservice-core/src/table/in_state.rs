@@ -91,6 +91,13 @@ impl LockEngine {
         released
     }
 
+    /// True if a transaction holds something in a table, in the state.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(super) fn holds_in_state(&self, txn: TxnId, table: TableId) -> bool {
+        let state = self.state().lock();
+        state.txns.get(&txn).is_some_and(|txn| txn.items_in(table).is_some())
+    }
+
     /// The number of rows and ranges that a transaction holds in the state.
     pub(super) fn held_in_state(&self, txn: TxnId) -> usize {
         self.with(|state| state.txns.get(&txn).map_or(0, |txn| txn.count))

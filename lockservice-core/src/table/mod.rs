@@ -268,4 +268,4 @@ pub(crate) use self::types::{CallObstacle, ItemGrant};
 pub use self::types::{
     Commit, EngineSettings, Grant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy,
 };
-pub use self::uncontended::{CallGuard, RowGrant, Savepoint, TableHandle, TxnHandle};
+pub use self::uncontended::{CallGuard, Closed, RowGrant, Savepoint, TableHandle, TxnHandle};

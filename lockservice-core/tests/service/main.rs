@@ -7,16 +7,19 @@
 //! |---|---|
 //! | `kills.rs` | sessions that an operator ends, and the lists that name them |
 //! | `lists.rs` | what lists show of locks, waits and their transactions |
+//! | `limits.rs` | limits of tables |
 //! | `locks.rs` | locks of embedders and clients: order, time, deadlocks |
 //! | `operations.rs` | operations of a session: in order, once, and bounded (T2) |
 //! | `promises.rs` | lapsed promises, and the fate of their locks (P1, C4, C5) |
 //! | `roll_back.rs` | roll-backs, and the items on which later calls rely |
 //! | `rows.rs` | rows that an embedder locks at once |
 //! | `stop.rs` | the start, the stop and the seal of a service (B1, B2) |
+//! | `txn_kills.rs` | transactions that are ended while their session lives |
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 mod kills;
+mod limits;
 mod lists;
 mod locks;
 mod operations;
@@ -24,6 +27,7 @@ mod promises;
 mod roll_back;
 mod rows;
 mod stop;
+mod txn_kills;
 
 use std::sync::Arc;
 use std::time::Duration;

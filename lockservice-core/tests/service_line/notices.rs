@@ -3,16 +3,21 @@
 use std::sync::atomic::Ordering;
 
 use lockservice_core::ErrorKind;
-use lockservice_core::service::{OpResponse, Operation, WaitNotices, Waiting, WaitsFor};
+use lockservice_core::service::{
+    OpResponse, Operation, SessionNotice, SessionNotices, Waiting, WaitsFor,
+};
 use tokio::time::{Instant, sleep};
 
 use super::{SECOND, allocator, name, op, restarted, spec, start, table, within};
 
 /// The next notice to a session whose call waits.
-async fn notice(notices: &mut WaitNotices) -> Waiting {
-    let mut waiting = notices.next().await;
-    assert_eq!(waiting.len(), 1, "{waiting:?}");
-    waiting.remove(0)
+async fn notice(notices: &mut SessionNotices) -> Waiting {
+    let mut all = notices.next().await;
+    assert_eq!(all.len(), 1, "{all:?}");
+    match all.remove(0) {
+        SessionNotice::Waiting(waiting) => waiting,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -21,7 +26,7 @@ async fn the_client_of_a_call_that_waits_for_a_table_learns_of_its_last_owner_an
     let allocator = allocator().await;
     let (service, dead) = restarted(&allocator).await;
     let session = service.open_session(None, "test").expect("a session");
-    let mut notices = session.waits();
+    let mut notices = session.notices();
     let began = Instant::now();
     let first = session.submit(op(1, 1), Operation::Lock(spec("k")));
     let waiting = notice(&mut notices).await;
@@ -59,7 +64,7 @@ async fn the_client_of_a_call_that_waits_for_a_token_learns_it_and_one_that_does
     let allocator = allocator().await;
     let service = start(&allocator, "node", None).await;
     let session = service.open_session(None, "test").expect("a session");
-    let mut notices = session.waits();
+    let mut notices = session.notices();
     allocator.hooks.no_tokens.store(true, Ordering::Relaxed);
     let call = session.submit(op(1, 1), Operation::Lock(within(SECOND, "k")));
     assert_eq!(notice(&mut notices).await.waits_for, WaitsFor::Token);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{BeginCommit, CommitWindow, LockTableAllocator, PresentedBind};
 use lockservice_core::clock::hi;
-use lockservice_core::service::TxnOptions;
+use lockservice_core::service::{Operation, TxnOp, TxnOptions};
 use lockservice_core::{CommitAttempt, ErrorKind, Key, Nonce, TxnId, TxnNumber};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
@@ -16,6 +16,32 @@ use super::{
 
 /// The default lease.
 const LEASE: Duration = Duration::from_secs(5);
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_its_table_ends_at_once_when_its_transaction_is_killed() {
+    let allocator = allocator().await;
+    let (service, _dead) = restarted(&allocator).await;
+    let began = Instant::now();
+    let session = service.open_session(None, "client").expect("it serves");
+    let (number, of_session) = session.begin(&TxnOptions::default()).expect("it is open");
+    let lock = Operation::Lock(spec("k"));
+    let first = session.submit(TxnOp { number, ..TxnOp::default() }, lock);
+    let labelled = TxnOptions { label: "embedder".to_owned(), ..TxnOptions::default() };
+    let txn = service.begin(labelled).expect("it serves");
+    let embedded = txn.id();
+    let second = tokio::spawn(async move { txn.lock(spec("l")).await.map(drop) });
+    while service.waits(None).len() < 2 {
+        sleep(MS).await;
+    }
+    for killed in [of_session, embedded] {
+        drop(service.kill_txn(killed, "x", false).expect("it is alive"));
+    }
+    let refused = first.await.map(drop).expect_err("nothing is granted to it any more");
+    assert_eq!(refused.kind(), ErrorKind::TxnKilled);
+    let refused = second.await.expect("no panic").expect_err("nor to that");
+    assert_eq!(refused.kind(), ErrorKind::TxnKilled);
+    assert!(began.elapsed() < SECOND && service.waits(None).is_empty());
+}
 
 #[tokio::test(start_paused = true)]
 async fn those_who_wait_out_an_old_lease_are_seen_and_come_in_as_they_came() {

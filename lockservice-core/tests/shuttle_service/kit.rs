@@ -15,7 +15,7 @@ use lockservice_core::store::{ClusterConstants, MemoryStore};
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
-    Key, KeyRange, LockItem, LockMode, NodeName, Result, Sequence, TableRef, TxnNumber,
+    Key, KeyRange, LockItem, LockMode, NodeName, Result, Sequence, TableRef, TxnId, TxnNumber,
 };
 use shuttle::future::block_on;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
@@ -199,12 +199,21 @@ pub(crate) fn unlock(item: &str) -> Operation {
 pub(crate) struct ClientTxn {
     session: Session,
     number: TxnNumber,
+    id: TxnId,
 }
 
 impl ClientTxn {
     pub(crate) fn begin(session: &Session) -> Self {
-        let (number, _) = session.begin(&TxnOptions::default()).expect("the session is open");
-        Self { session: session.clone(), number }
+        let (number, id) = session.begin(&TxnOptions::default()).expect("the session is open");
+        Self { session: session.clone(), number, id }
+    }
+
+    pub(crate) fn id(&self) -> TxnId {
+        self.id
+    }
+
+    pub(crate) fn number(&self) -> TxnNumber {
+        self.number
     }
 
     pub(crate) fn submit(&self, operation: Operation) -> Pending {

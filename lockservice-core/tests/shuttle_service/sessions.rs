@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lockservice_core::ErrorKind;
 use lockservice_core::LockMode::{Exclusive, Shared};
-use lockservice_core::service::{LockSpec, OpResponse, Operation};
+use lockservice_core::service::{KillEnd, LockSpec, OpResponse, Operation, Session};
 use shuttle::future::block_on;
 use shuttle::thread;
 
@@ -70,6 +70,75 @@ fn unlocks_beside_the_end_of_their_session_release_each_lock_once() {
             embedder(&world, &[("a", Exclusive)]),
         ]);
         world.ends_clean();
+    });
+}
+
+/// An operator kills a transaction while its client ends it, its session is closed, or its time
+/// passes; another waits for its lock.
+fn a_kill_beside(world: World, end: fn(&World, ClientTxn, Session)) {
+    let world = world.bound();
+    let session = world.session();
+    let txn = ClientTxn::begin(&session);
+    txn.locks("a", Exclusive);
+    let held = txn.id();
+    let (killing, ending) = (world.clone(), world.clone());
+    together([
+        Box::new(move || {
+            let Ok(kill) = killing.service.kill_txn(held, "model", false) else { return };
+            // The kill has an end in each schedule.
+            let killed = block_on(kill.done()).expect("it serves");
+            assert!(killed.committing.is_empty());
+        }) as Box<dyn FnOnce() + Send>,
+        Box::new(move || end(&ending, txn, session)),
+        embedder(&world, &[("a", Exclusive), ("b", Shared)]),
+    ]);
+    world.ends_clean();
+}
+
+#[test]
+fn a_kill_beside_the_end_of_its_transaction_releases_it_once_and_renewals_go_on() {
+    check(|world| {
+        a_kill_beside(world, |_, txn, session| {
+            assert_eq!(txn.end().expect("an end is always taken in"), 1);
+            assert_eq!(session.renew().expect("it is open").valid_for, TTL);
+            block_on(session.close());
+        });
+    });
+}
+
+#[test]
+fn a_kill_beside_the_close_of_its_session_is_told_of_its_end() {
+    check(|world| a_kill_beside(world, |_, _, session| block_on(session.close())));
+}
+
+#[test]
+fn a_kill_beside_another_that_does_not_wait_is_over_with_it() {
+    check(|world| {
+        a_kill_beside(world, |world, txn, session| {
+            if let Ok(kill) = world.service.kill_txn(txn.id(), "at once", true) {
+                assert_eq!(block_on(kill.done()).expect("it serves").end, KillEnd::Forced);
+            }
+            drop(txn.end());
+            assert_eq!(session.renew().expect("it is open").valid_for, TTL);
+            block_on(session.close());
+        });
+    });
+}
+
+/// The client says that it knows, perhaps too early, renews, and never acts.
+#[test]
+fn a_killed_transaction_whose_promise_has_run_out_is_released_though_its_session_lives() {
+    check(|world| {
+        a_kill_beside(world, |world, txn, session| {
+            session.acknowledge_loss(txn.number());
+            drop(session.renew());
+            world.advance(TTL / 2);
+            session.acknowledge_loss(txn.number());
+            drop(session.renew());
+            world.advance(TTL.mul_f64(0.7));
+            drop(txn.end());
+            block_on(session.close());
+        });
     });
 }
 

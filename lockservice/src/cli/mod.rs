@@ -13,7 +13,7 @@
 //! | `patience.rs, waiting.rs` | the deadline until the lock is held, and the messages of a waiter |
 //! | `list/` | `locks`, `waits`, `binds`, `sessions`, `txns`: the lists for an operator |
 //! | `hot.rs`, `top/` | `hot`: the keys that calls wait for most; `top`: a node, live |
-//! | `kill.rs, table.rs` | `session`, `table`: the other commands of an operator |
+//! | `kill.rs, table.rs` | `session`, `txn`, `lock force-release`, `table`: the other commands of an operator |
 //! | `store.rs` | `store check`, `migrate`, `dump`, `restore` |
 //! | `certs.rs`, `token.rs` | `certs`: a CA and certificates to try TLS with; `token`: bearer tokens |
 //! | `bench/` | `bench`, and the systems that it compares with |
@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
 
 fn run() -> ExitCode {
     let parsed = without_empty_variables(Cli::command())
-        .try_get_matches()
+        .try_get_matches_from(args::with_words(std::env::args_os()))
         .and_then(|found| Cli::from_arg_matches(&found));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -105,6 +105,8 @@ fn run() -> ExitCode {
         Command::Sessions(args) => block_on(list::sessions(args, json)).map(|()| 0),
         Command::Txns(args) => block_on(list::txns(args, json)).map(|()| 0),
         Command::Session(command) => block_on(kill::session(command, json)).map(|()| 0),
+        Command::Txn(command) => block_on(kill::txn(command, json)).map(|()| 0),
+        Command::ForceRelease(args) => block_on(kill::force_release(args, json)).map(|()| 0),
         Command::Table(command) => block_on(table::run(command, json)).map(|()| 0),
         Command::Hot(args) => block_on(hot::hot(args, json)).map(|()| 0),
         Command::Top(args) => block_on(top::run(args, json)).map(lock::End::finish),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lockservice_core::allocator::{ElectedAllocator, LockTableAllocator, Role};
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::metrics::MeteredStore;
-use lockservice_core::service::ServiceParts;
+use lockservice_core::service::{ServiceParts, TableLimits};
 use lockservice_core::store::NodeAddress;
 use lockservice_core::{Error, NodeName};
 use tokio::net::TcpListener;
@@ -61,6 +61,7 @@ impl Node {
         config: &Config,
         name: NodeName,
         access: Access,
+        limits: Arc<TableLimits>,
         joined: &Joined,
         waiting: &Waiting,
     ) -> Result<Self, Failure> {
@@ -133,6 +134,7 @@ impl Node {
         let parts = ServiceParts {
             address: advertised.clients,
             settings: config.service,
+            limits,
             metrics: Arc::clone(&measured.service),
             replaces,
             #[cfg(feature = "otel")]

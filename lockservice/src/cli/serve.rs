@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::args::ServeArgs;
-use super::config::{Config, IdentityFiles, misconfigured};
+use super::config::{Config, IdentityFiles, LimitFile, misconfigured};
 use super::exit::{self, Failure, say_note};
 use super::limits;
 use super::log::Log;
@@ -53,7 +53,9 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     origin.say(json);
     limits::allow_connections(config.server.connections_max, json);
     let identities = IdentityFiles::load(&config, args.config.as_deref());
-    runtime.block_on(serve(config, identities.map_err(misconfigured)?, log, json))
+    let identities = identities.map_err(misconfigured)?;
+    let limits = args.config.as_deref().map(LimitFile::load).transpose().map_err(misconfigured)?;
+    runtime.block_on(serve(config, SettingsRead { identities, limits, log }, json))
 }
 
 /// A server in this process, in memory, on a free port of loopback.
@@ -72,7 +74,9 @@ pub(crate) async fn in_memory() -> Result<InMemory, Failure> {
         ..Config::default()
     };
     let (joined, waiting) = (Joined::default(), Waiting::new(true));
-    let node = Node::start(&config, config.node()?, Access::default(), &joined, &waiting).await?;
+    let (access, limits) = (Access::default(), Arc::default());
+    let starting = Node::start(&config, config.node()?, access, limits, &joined, &waiting);
+    let node = starting.await?;
     let address = node.address;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(node.serve(async {
@@ -98,18 +102,14 @@ impl InMemory {
     }
 }
 
-async fn serve(
-    config: Config,
-    identities: Option<IdentityFiles>,
-    log: Log,
-    json: bool,
-) -> Result<u8, Failure> {
+async fn serve(config: Config, read: SettingsRead, json: bool) -> Result<u8, Failure> {
     let mut signals = StopSignals::take()
         .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}")))?;
     let name = config.node()?;
     let (joined, waiting) = (Joined::default(), Waiting::new(json));
-    let access = identities.as_ref().map(IdentityFiles::access).unwrap_or_default();
-    let starting = Node::start(&config, name.clone(), access, &joined, &waiting);
+    let access = read.identities.as_ref().map(IdentityFiles::access).unwrap_or_default();
+    let limits = read.limits.as_ref().map(LimitFile::limits).unwrap_or_default();
+    let starting = Node::start(&config, name.clone(), access, limits, &joined, &waiting);
     let node = tokio::select! {
         node = within(&config, &waiting, starting) => match node {
             Ok(node) => node,
@@ -136,7 +136,8 @@ async fn serve(
     // A server whose output is not read continues to serve.
     sink::stdout().line(format!("{}\n", ready_line(&node, &name, json)));
 
-    let reload = keep_fresh(node.tls.clone(), identities, log, Arc::clone(&signals.reload));
+    let followed = Followed { tls: node.tls.clone(), read };
+    let reload = keep_fresh(followed, Arc::clone(&signals.reload));
     let (stop, again) = stop_and_again(signals);
     let ending = tokio::select! {
         ending = node.serve(stop) => ending?,
@@ -155,23 +156,36 @@ async fn serve(
     Ok(0)
 }
 
-/// Reads the certificates, the identities and the filter of the log again each time that `reload`
-/// is notified, and the identities when they have changed, for ever. Certificates are watched by
-/// the servers.
-async fn keep_fresh(
+/// What is read again while a server runs.
+struct Followed {
     tls: Option<ServerTls>,
+    read: SettingsRead,
+}
+
+/// The settings that are read again.
+struct SettingsRead {
     identities: Option<IdentityFiles>,
+    limits: Option<LimitFile>,
     log: Log,
-    reload: Arc<Notify>,
-) -> Infallible {
+}
+
+/// Reads the certificates, the identities, the limits of tables and the filter of the log again
+/// each time that `reload` is notified, and the identities and the limits when they have changed,
+/// for ever. Certificates are watched by the servers.
+async fn keep_fresh(followed: Followed, reload: Arc<Notify>) -> Infallible {
+    let Followed { tls, read: SettingsRead { identities, limits, log } } = followed;
     let log = Arc::new(log);
+    let is_watched = identities.is_some() || limits.is_some();
     loop {
         let requested = tokio::select! {
             () = reload.notified() => true,
-            () = tokio::time::sleep(CHECK_INTERVAL), if identities.is_some() => false,
+            () = tokio::time::sleep(CHECK_INTERVAL), if is_watched => false,
         };
         if let Some(identities) = &identities {
             identities.check(requested).await;
+        }
+        if let Some(limits) = &limits {
+            limits.check(requested).await;
         }
         if requested && log.has_file() {
             let log = Arc::clone(&log);

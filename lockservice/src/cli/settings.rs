@@ -31,6 +31,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("log", "what is logged, for example info; empty: as RUST_LOG says, or warn"),
     ("log_format", "text or json; empty: json with --json"),
     ("start_ms_max", "how long a start may wait for the store and a leader; 0: without an end"),
+    ("limit", "limits of tables: [[limit]] tables; empty: none"),
     ("server.message_bytes_max", "largest message that is accepted"),
     ("server.items_per_request_max", "most rows and ranges in one request"),
     ("server.ops_under_way_max", "most operations under way in one session stream"),

@@ -21,15 +21,15 @@ use crate::proto::admin_client::AdminClient as Wire;
 use crate::proto::kill_progress::Progress;
 
 /// The number of responses with another owner that are followed (T5).
-const HOPS_MAX: usize = 3;
+pub(super) const HOPS_MAX: usize = 3;
 
 /// Lists of a server's locks, waits, sessions and transactions and of the cluster's binds, of
 /// bounded length: see [`Listed::is_cut`]. Every call fails with `Unavailable` if no server
 /// responds. [`ClusterAdmin`](super::ClusterAdmin) lists what is at all nodes.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
-    node: Node,
-    wire: Wire<Link>,
+    pub(super) node: Node,
+    pub(super) wire: Wire<Link>,
 }
 
 impl AdminClient {
@@ -359,6 +359,6 @@ impl<T> IntoIterator for Listed<T> {
     }
 }
 
-fn names(table: Option<&TableRef>) -> (String, String) {
+pub(super) fn names(table: Option<&TableRef>) -> (String, String) {
     table.map(|table| (table.group.to_string(), table.name.to_string())).unwrap_or_default()
 }

@@ -72,6 +72,7 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         info,
         deadline: watch::Sender::new(Time::ZERO),
         lost: watch::Sender::new(None),
+        losses: watch::Sender::new(0),
         closing: watch::Sender::new(Closing::No),
         locks: Arc::new(Semaphore::new(permits)),
     });

@@ -44,7 +44,7 @@
 //! | `outbox`, `stream` | operations without a response; the request side of a stream |
 //! | `driver`, `backoff` | the task behind a session: renewals, new connections; their pauses |
 //! | `responses` | the responses of a stream, as they are read |
-//! | `allocator`, `admin` | validation of commits; lists and calls for operators |
+//! | `allocator`, `admin`, `kills` | validation of commits; lists and calls for operators |
 //! | `cluster_admin` | lists of all nodes of a cluster |
 //!
 //! The way of a lock call: `session` or `txn`, `txn/call` (a permit), `outbox` (encoded, a place in
@@ -73,6 +73,12 @@
 //! [`LockGuard::lost`] report that node alone; [`Session::watch_deadline`] and [`Session::lost`]
 //! report all nodes in use, so that watching the session is enough. Closing the session closes it
 //! on all of them.
+//!
+//! # Transactions that the server ends
+//! An operator or a limit of the server may end one transaction. [`ClientTxn::lost`] and
+//! [`LockGuard::lost`] report it, and the session goes on with its other transactions. If the
+//! application asks for neither, the server does not renew the session, so that [`Session::lost`]
+//! resolves before the locks can go to others.
 
 mod admin;
 mod allocator;
@@ -83,6 +89,7 @@ mod cluster_session;
 mod connect;
 mod driver;
 mod follow;
+mod kills;
 mod node_session;
 mod outbox;
 mod responses;
@@ -95,6 +102,7 @@ pub use self::allocator::{Admission, AllocatorClient};
 pub use self::builder::ClientBuilder;
 pub use self::cluster_admin::{ClusterAdmin, ClusterList, MissingNode};
 pub use self::connect::Client;
+pub use self::kills::{TxnKill, TxnKills};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::responses::fuzz_server_frame;
 pub use self::session::Session;

@@ -4,12 +4,12 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use lockservice_core::clock::{Time, lo};
-use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId, SessionId};
+use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId, SessionId, TxnNumber};
 use tokio::sync::{Semaphore, watch};
 
 use super::cluster_session::ClusterSession;
 use super::connect::Node;
-use super::outbox::Outbox;
+use super::outbox::{NumberedTxn, Outbox};
 use crate::proto;
 
 /// The longest time that the end of a session takes to send its last releases.
@@ -53,6 +53,8 @@ pub(super) struct SessionShared {
     pub(super) info: Info,
     pub(super) deadline: watch::Sender<Time>,
     pub(super) lost: watch::Sender<Option<Error>>,
+    /// The number of transactions that the server has ended.
+    pub(super) losses: watch::Sender<usize>,
     pub(super) closing: watch::Sender<Closing>,
     /// One permit for each lock operation that the server allows under way.
     pub(super) locks: Arc<Semaphore>,
@@ -85,6 +87,44 @@ impl SessionShared {
             return Err(deadline_passed());
         }
         Ok(())
+    }
+
+    /// Marks a transaction lost. The session goes on.
+    pub(super) fn lose_txn(&self, number: TxnNumber, why: Error) {
+        let said = why.to_string();
+        if self.outbox.lose_txn(number, why) {
+            tracing::warn!(%number, "a transaction is lost: {said}");
+            self.losses.send_modify(|losses| *losses += 1);
+        }
+    }
+
+    /// The reason why a transaction is lost while its session goes on, for the application: from
+    /// here on the server hears that it knows.
+    pub(super) fn loss_of(&self, txn: &NumberedTxn) -> Option<Error> {
+        let deadline = *self.deadline.borrow();
+        let (why, first) = self.outbox.tell_loss(txn, deadline)?;
+        if first {
+            self.outbox.heartbeat();
+        }
+        Some(why)
+    }
+
+    /// Resolves when a transaction is lost while its session goes on, with the reason, for the
+    /// application.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn txn_lost(&self, txn: &NumberedTxn) -> Error {
+        let mut losses = self.losses.subscribe();
+        loop {
+            if let Some(why) = self.loss_of(txn) {
+                return why;
+            }
+            if losses.changed().await.is_err() {
+                // The sender lives in `self`.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Marks the session lost. The first reason stays.

@@ -12,7 +12,9 @@ use prost::bytes::Bytes;
 
 use super::node_session::SessionShared;
 use super::outbox::{OpId, Response, ResponseEffect};
-use crate::convert::{KnownTables, error_from_proto, granted_from_proto, waiting_from_proto};
+use crate::convert::{
+    KnownTables, error_from_proto, granted_from_proto, txn_lost_from_proto, waiting_from_proto,
+};
 use crate::{codec, frame, proto};
 
 /// The number of the message of a grant in a `ServerOp`, and of any other good response.
@@ -108,6 +110,10 @@ fn take_rare(
                     if let Ok(waiting) = waiting_from_proto(waiting) {
                         shared.outbox.waiting(waiting);
                     }
+                }
+                Some(Notice::TxnLost(lost)) => {
+                    let (number, why) = txn_lost_from_proto(lost);
+                    shared.lose_txn(number, why);
                 }
                 // Another stream has the session, or a notice of a newer server.
                 Some(_) | None => {}

@@ -89,6 +89,10 @@ impl Session {
     /// Resolves when the locks of the session must no longer be relied on, with the reason. The
     /// caller stops the protected work, then confirms that with [`close`](Self::close).
     ///
+    /// A transaction that an operator or a limit of the server ends alone is reported by
+    /// [`ClientTxn::lost`] and [`LockGuard::lost`]. If neither is called, the session is not
+    /// renewed any more, and lost at its deadline.
+    ///
     /// `ShuttingDown` is early notice: the deadline has not passed, and closing lets the server
     /// stop cleanly. `LeaseLost` and `SessionLost` come at once if the server reports them, and at
     /// the latest at the deadline (P2). Never resolves for a session that was closed.

@@ -140,6 +140,7 @@ pub fn code(kind: ErrorKind) -> Code {
         | ErrorKind::CannotCommit
         | ErrorKind::SessionLost
         | ErrorKind::Killed
+        | ErrorKind::TxnKilled
         | ErrorKind::LeaseLost
         | ErrorKind::Fenced
         | ErrorKind::StoreInUse

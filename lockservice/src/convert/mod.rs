@@ -7,7 +7,7 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | `item`, `lock`, `waiting` | rows and ranges; lock calls and grants; the holder that is waited for |
+//! | `item`, `lock`, `waiting` | rows and ranges; lock calls and grants; notices of a session |
 //! | `known_tables` | names of tables that were checked already |
 //! | `allocator`, `commit`, `forgetting` | calls between nodes and the allocator |
 //! | `cluster_status`, `status`, `owners` | lists for operators; kills |
@@ -70,6 +70,7 @@ pub use self::lock::{
 };
 pub use self::owners::{
     killed_from_proto, killed_to_proto, session_status_from_proto, session_status_to_proto,
+    txn_killed_from_proto, txn_killed_to_proto, txn_lost_from_proto, txn_lost_to_proto,
     txn_status_from_proto, txn_status_to_proto,
 };
 pub use self::stats::{service_stats_from_proto, service_stats_to_proto};
@@ -77,7 +78,7 @@ pub use self::status::{
     bind_status_from_proto, bind_status_to_proto, lock_status_from_proto, lock_status_to_proto,
     wait_status_from_proto, wait_status_to_proto,
 };
-pub use self::waiting::{waiting_from_proto, waiting_to_proto};
+pub use self::waiting::{notice_to_proto, waiting_from_proto, waiting_to_proto};
 
 /// Whole milliseconds, rounded up, so that a short time never becomes zero.
 pub fn millis_up(d: Duration) -> u64 {

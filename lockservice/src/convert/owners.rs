@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use lockservice_core::service::{KillEnd, Killed, OpenedBy, SessionStatus, TxnStatus};
-use lockservice_core::{Error, ErrorKind, Result};
+use lockservice_core::{Error, ErrorKind, Result, TxnId, TxnNumber};
 
-use super::{millis_down, millis_up, txn_from_proto};
+use super::{error_from_proto, error_to_proto, millis_down, millis_up, txn_from_proto};
 use crate::proto;
 
 /// A session as a message.
@@ -54,6 +54,7 @@ pub fn txn_status_to_proto(status: &TxnStatus) -> proto::TxnInfo {
         waits: status.waits,
         waiting_ms: status.waiting.map(millis_down),
         cut: false,
+        ending: status.ending.clone(),
     }
 }
 
@@ -71,6 +72,7 @@ pub fn txn_status_from_proto(info: proto::TxnInfo) -> Result<TxnStatus> {
         locks: count(info.locks),
         waits: info.waits,
         waiting: info.waiting_ms.map(Duration::from_millis),
+        ending: info.ending,
     })
 }
 
@@ -87,16 +89,49 @@ pub fn killed_to_proto(killed: &Killed) -> proto::KillDone {
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
 pub fn killed_from_proto(done: &proto::KillDone) -> Result<Killed> {
-    let end = KillEnd::from_name(&done.end).ok_or_else(|| {
+    let end = end_from_proto(&done.end)?;
+    let committing =
+        done.committing.iter().map(|txn| txn_from_proto(txn)).collect::<Result<_>>()?;
+    Ok(Killed { end, committing })
+}
+
+/// What came of the kill of a transaction, as a message.
+pub fn txn_killed_to_proto(txn: TxnId, killed: &Killed) -> proto::TxnKillDone {
+    proto::TxnKillDone {
+        txn: txn.to_string(),
+        end: killed.end.name().to_owned(),
+        committing: !killed.committing.is_empty(),
+    }
+}
+
+/// What came of the kill of a transaction, from a message.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
+pub fn txn_killed_from_proto(done: &proto::TxnKillDone) -> Result<(TxnId, Killed)> {
+    let (txn, end) = (txn_from_proto(&done.txn)?, end_from_proto(&done.end)?);
+    let committing = if done.committing { vec![txn] } else { Vec::new() };
+    Ok((txn, Killed { end, committing }))
+}
+
+/// A transaction of a session that was killed, as a message.
+pub fn txn_lost_to_proto(number: TxnNumber, why: &Error) -> proto::TxnLost {
+    proto::TxnLost { txn: number.get(), error: Some(error_to_proto(why)) }
+}
+
+/// A transaction of a session that was killed, from a message.
+pub fn txn_lost_from_proto(lost: proto::TxnLost) -> (TxnNumber, Error) {
+    (TxnNumber::new(lost.txn), error_from_proto(lost.error.unwrap_or_default()))
+}
+
+fn end_from_proto(end: &str) -> Result<KillEnd> {
+    KillEnd::from_name(end).ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidArgument,
             "a kill came to an end that this version does not know",
         )
-        .with("end", &done.end)
-    })?;
-    let committing =
-        done.committing.iter().map(|txn| txn_from_proto(txn)).collect::<Result<_>>()?;
-    Ok(Killed { end, committing })
+        .with("end", end)
+    })
 }
 
 fn count(count: u64) -> usize {
@@ -105,7 +140,7 @@ fn count(count: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::{ServiceId, SessionHandle, SessionNumber, TxnId, TxnNumber};
+    use lockservice_core::{ServiceId, SessionHandle, SessionNumber};
 
     use super::*;
 
@@ -128,14 +163,24 @@ mod tests {
         let read = session_status_from_proto(session_status_to_proto(&session));
         assert_eq!(read.expect("own message"), session);
         for (session, waiting) in [(Some(handle), None), (None, Some(Duration::from_secs(3)))] {
-            let (label, client) = ("l".to_owned(), "c".to_owned());
-            let status = TxnStatus { txn, label, session, client, locks: 3, waits: true, waiting };
+            let status = TxnStatus {
+                txn,
+                label: "l".to_owned(),
+                session,
+                client: "c".to_owned(),
+                locks: 3,
+                waits: true,
+                waiting,
+                ending: "killed".to_owned(),
+            };
             let read = txn_status_from_proto(txn_status_to_proto(&status));
             assert_eq!(read.expect("own message"), status);
         }
         for end in [KillEnd::Confirmed, KillEnd::Lapsed, KillEnd::Forced, KillEnd::Sealed] {
             let killed = Killed { end, committing: vec![txn] };
             assert_eq!(killed_from_proto(&killed_to_proto(&killed)).expect("own message"), killed);
+            let read = txn_killed_from_proto(&txn_killed_to_proto(txn, &killed));
+            assert_eq!(read.expect("own message"), (txn, killed));
         }
     }
 }

@@ -1,11 +1,24 @@
-//! The holder for which a lock call waits.
+//! The notices of a session: the holder for which a lock call waits; transactions that are lost.
 
-use lockservice_core::service::{Waiting, WaitsFor};
+use lockservice_core::service::{SessionNotice, Waiting, WaitsFor};
 use lockservice_core::{Error, ErrorKind, NodeName, Result, Sequence, ServiceId, TxnNumber};
 
 use super::error::{blocker_from_proto, blocker_to_proto};
+use super::txn_lost_to_proto;
 use crate::proto;
 use crate::proto::waiting::WaitsFor as Wire;
+
+/// The notice as a message; `None` if this version cannot send it.
+pub fn notice_to_proto(notice: &SessionNotice) -> Option<proto::notice::Notice> {
+    use proto::notice::Notice;
+    match notice {
+        SessionNotice::Waiting(waiting) => waiting_to_proto(waiting).map(Notice::Waiting),
+        SessionNotice::TxnLost { number, why } => {
+            Some(Notice::TxnLost(txn_lost_to_proto(*number, why)))
+        }
+        _ => None,
+    }
+}
 
 /// The notice as a message; `None` if this version cannot send the kind of holder.
 pub fn waiting_to_proto(waiting: &Waiting) -> Option<proto::Waiting> {

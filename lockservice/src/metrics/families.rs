@@ -83,6 +83,12 @@ fn sessions(node: &NodeMetrics, gauges: &ServiceGauges, to: &mut Writer<'_>) -> 
         "reason",
         counts.sessions_ended.map(|(end, count)| (end.name(), count)),
     )?;
+    to.counters(
+        "transactions_killed",
+        "Transactions that were ended while their session went on, by an operator or at a limit.",
+        "reason",
+        counts.txns_killed.map(|(cause, count)| (cause.name(), count)),
+    )?;
     to.histogram(
         "session_left_at_renewal",
         "The part of a session's TTL that was left when it was renewed. Near 0 is near a loss.",

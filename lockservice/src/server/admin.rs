@@ -112,6 +112,8 @@ impl proto::admin_server::Admin for AdminApi {
     type ListTxnsStream = ReceiverStream<Result<proto::TxnInfo, Status>>;
     type ListHotStream = ReceiverStream<Result<proto::HotInfo, Status>>;
     type KillSessionStream = kill::Responses;
+    type KillTxnStream = kill::TxnResponses;
+    type ForceReleaseStream = kill::TxnResponses;
 
     async fn list_nodes(
         &self,
@@ -211,6 +213,20 @@ impl proto::admin_server::Admin for AdminApi {
     ) -> Result<Response<proto::NodeStats>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
         self.stats.read(self.host()?.current(), table, request.get_ref()).await.map(Response::new)
+    }
+
+    async fn kill_txn(
+        &self,
+        request: Request<proto::KillTxnRequest>,
+    ) -> Result<Response<Self::KillTxnStream>, Status> {
+        kill::kill_txn(&self.host()?.current(), &request)
+    }
+
+    async fn force_release(
+        &self,
+        request: Request<proto::ForceReleaseRequest>,
+    ) -> Result<Response<Self::ForceReleaseStream>, Status> {
+        kill::force_release(&self.host()?.current(), &request).await
     }
 
     async fn list_binds(

@@ -9,7 +9,7 @@ use crate::server::Principal;
 
 /// The target of the events. They are at level INFO, and a server writes them whatever its log
 /// level is.
-pub(crate) const TARGET: &str = "lockservice::audit";
+pub(crate) use lockservice_core::service::AUDIT_TARGET as TARGET;
 
 /// An act of an operator. Each event about it says who, what, to whom and why, and what came of it.
 #[derive(Debug)]

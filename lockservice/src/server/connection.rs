@@ -182,7 +182,7 @@ impl Stream {
         let mut stopping = std::pin::pin!(session.stopping());
         let mut observed = false;
         let notices =
-            stream::unfold(session.waits(), async |mut waits| Some((waits.next().await, waits)));
+            stream::unfold(session.notices(), async |mut all| Some((all.next().await, all)));
         let mut notices = std::pin::pin!(notices);
         let callers = stream::unfold((changes, caller), async |(mut changes, caller)| {
             let next = changes.next(&caller).await;
@@ -233,10 +233,9 @@ impl Stream {
                 Some(decided) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.decided(decided);
                 }
-                Some(waiting) = notices.next() => {
-                    for waiting in waiting.iter().filter_map(convert::waiting_to_proto) {
-                        self.notice(proto::notice::Notice::Waiting(waiting));
-                    }
+                Some(notices) = notices.next() => {
+                    let notices = notices.iter().filter_map(convert::notice_to_proto);
+                    notices.for_each(|notice| self.notice(notice));
                 }
                 frame = inbound.message() => {
                     if !self.take_frames(frame, &mut inbound, &attachment).await {
@@ -330,6 +329,9 @@ impl Stream {
     fn heartbeat(&mut self, id: u64, heartbeat: proto::Heartbeat) {
         for acked in heartbeat.acked {
             self.session.ack(TxnNumber::new(acked.txn), Sequence::new(acked.sequence));
+        }
+        for lost in heartbeat.lost {
+            self.session.acknowledge_loss(TxnNumber::new(lost));
         }
         match self.session.renew() {
             Ok(promise) => {

@@ -89,10 +89,14 @@ impl proto::locks_server::Locks for LocksApi {
     async fn keep_session(
         &self,
         request: Request<proto::SessionRef>,
-    ) -> Result<Response<proto::Promise>, Status> {
+    ) -> Result<Response<proto::SessionKept>, Status> {
         let session = self.session(Some(request.into_inner()))?;
         let promise = session.renew().map_err(|e| status(&e))?;
-        Ok(Response::new(proto::Promise { valid_for_ms: convert::millis_down(promise.valid_for) }))
+        let lost = session.lost_txns();
+        Ok(Response::new(proto::SessionKept {
+            valid_for_ms: convert::millis_down(promise.valid_for),
+            lost: lost.iter().map(|(txn, why)| convert::txn_lost_to_proto(*txn, why)).collect(),
+        }))
     }
 
     async fn close_session(

@@ -181,7 +181,9 @@ pub(super) fn bytes_of(op: &Op) -> usize {
         Op::Lock(lock) => of_items(&lock.rows, &lock.ranges),
         Op::Unlock(unlock) => of_items(&unlock.rows, &unlock.ranges),
         Op::Downgrade(downgrade) => of_items(&downgrade.rows, &downgrade.ranges),
-        Op::Heartbeat(heartbeat) => size_of_val(heartbeat.acked.as_slice()),
+        Op::Heartbeat(heartbeat) => {
+            size_of_val(heartbeat.acked.as_slice()) + size_of_val(heartbeat.lost.as_slice())
+        }
         _ => 0,
     }
 }

@@ -76,7 +76,7 @@ impl Locks for EndsStreams {
     async fn keep_session(
         &self,
         _: Request<proto::SessionRef>,
-    ) -> Result<Response<proto::Promise>, Status> {
+    ) -> Result<Response<proto::SessionKept>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::SessionEnd;
 use crate::service::Phase;
+use crate::service::kill::KillEnd;
 use crate::service::session::Session;
-use crate::service::session::kill::KillEnd;
 use crate::service::session::quota::Charge;
 use crate::service::session::state::Stage;
 use crate::service::txn::timer;
@@ -125,6 +125,7 @@ impl Session {
             self.record.renewals.stop();
             (state.kept_bytes, state.ops) = (0, 0);
             state.charge.set(0, 0);
+            state.lost = Vec::new();
             let mut queues: Vec<_> = std::mem::take(&mut state.txns).into_iter().collect();
             // In an order that does not depend on hashes.
             queues.sort_unstable_by_key(|(number, _)| *number);
@@ -173,7 +174,7 @@ impl Session {
                 first.message()
             );
         }
-        self.inner.abandon(txns, move |committing| {
+        self.inner.abandon(txns, end, move |committing| {
             killers.into_iter().for_each(|killer| killer.tell(end, &committing));
         });
         self.inner.session_numbers.remove(self.record.renewals.handle.number);

@@ -7,56 +7,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{SessionHandle, TxnId};
+use crate::id::SessionHandle;
 use crate::service::LockService;
+use crate::service::kill::{KillEnd, KillWaiter, Killed, check_reason, outcome};
 use crate::service::session::Session;
 use crate::service::session::state::Stage;
-
-/// Longest reason for a kill.
-pub const REASON_BYTES_MAX: usize = 255;
-
-/// What ended a session that was killed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum KillEnd {
-    /// Its client gave it up: its work has stopped.
-    Confirmed,
-    /// Its promise has run out: a client that keeps to it has stopped its work.
-    Lapsed,
-    /// The operator did not wait. Work of the client may still be running.
-    Forced,
-    /// The service was sealed: it grants nothing any more.
-    Sealed,
-}
-
-impl KillEnd {
-    /// Its stable name, as it goes over the wire.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Confirmed => "confirmed",
-            Self::Lapsed => "lapsed",
-            Self::Forced => "forced",
-            Self::Sealed => "sealed",
-        }
-    }
-
-    /// The end with this [`name`](Self::name).
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Confirmed, Self::Lapsed, Self::Forced, Self::Sealed]
-            .into_iter()
-            .find(|end| end.name() == name)
-    }
-}
-
-/// What came of a kill.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Killed {
-    /// What ended the session.
-    pub end: KillEnd,
-    /// Its transactions whose commit is in flight. They are left alone (C4): their locks are
-    /// released when the commit has ended. All others are released.
-    pub committing: Vec<TxnId>,
-}
 
 /// A kill that has begun. It goes on if this is dropped.
 #[derive(Debug)]
@@ -83,24 +38,7 @@ impl KillUnderWay {
     /// # Cancel safety
     /// The kill goes on.
     pub async fn done(self) -> Result<Killed> {
-        self.told.await.map_err(|_| {
-            Error::new(
-                ErrorKind::Unavailable,
-                "the server went before the kill was done: the locks go to others when its lease \
-                    is over",
-            )
-        })
-    }
-}
-
-/// Waits for the end of a session that was killed.
-#[derive(Debug)]
-pub(super) struct KillWaiter(oneshot::Sender<Killed>);
-
-impl KillWaiter {
-    pub(super) fn tell(self, end: KillEnd, committing: &[TxnId]) {
-        // It may have gone: a kill goes on without it.
-        let _ = self.0.send(Killed { end, committing: committing.to_vec() });
+        outcome(self.told).await
     }
 }
 
@@ -123,10 +61,7 @@ impl LockService {
         now: bool,
     ) -> Result<KillUnderWay> {
         check_reason(reason)?;
-        let id = (handle.service == self.inner.id)
-            .then(|| self.inner.session_numbers.get(handle.number))
-            .flatten();
-        let session = id.and_then(|id| self.session(id).ok());
+        let session = self.inner.session_of(handle);
         session.and_then(|session| session.kill(reason, now)).ok_or_else(|| {
             Error::new(
                 ErrorKind::SessionNotFound,
@@ -135,18 +70,6 @@ impl LockService {
             .with("session", handle)
         })
     }
-}
-
-fn check_reason(reason: &str) -> Result<()> {
-    if (1..=REASON_BYTES_MAX).contains(&reason.len()) && !reason.chars().any(char::is_control) {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::InvalidArgument,
-        "give a reason, without control characters and not at such length",
-    )
-    .with("bytes", reason.len())
-    .with("limit", REASON_BYTES_MAX))
 }
 
 impl Session {
@@ -159,14 +82,14 @@ impl Session {
                     session"
             ),
         );
-        let (tell, told) = oneshot::channel();
+        let (waiter, told) = KillWaiter::new();
         {
             let mut state = self.record.state.lock();
             if state.stage == Stage::Over {
                 return None;
             }
-            state.killers.retain(|killer| !killer.0.is_closed());
-            state.killers.push(KillWaiter(tell));
+            state.killers.retain(KillWaiter::is_waiting);
+            state.killers.push(waiter);
         }
         self.stop(&why);
         let renewals = &self.record.renewals;

@@ -6,6 +6,8 @@
 //! | `mod.rs` | [`Session`]: renewed, its transactions begun, their results acknowledged |
 //! | `open.rs`, `end.rs` | opened and found; closed, left, lapsed |
 //! | `kill.rs` | ended by an operator |
+//! | `loss.rs` | transactions that were killed while the session lives |
+//! | `notices.rs` | what its client is told by itself |
 //! | `attachment.rs` | its one current connection |
 //! | `operations.rs`, `due.rs`, `wait.rs` | the way of an operation; its turn; its wait |
 //! | `queue/` | the operations of one transaction in their order; pure |
@@ -27,7 +29,9 @@
 mod attachment;
 mod due;
 mod end;
-pub(in crate::service) mod kill;
+mod kill;
+pub(in crate::service) mod loss;
+mod notices;
 mod open;
 mod operations;
 pub(in crate::service) mod pending;
@@ -51,7 +55,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Sequence, SessionHandle, SessionId, TxnId, TxnNumber};
 use crate::service::session::queue::{NumberedBy, TxnQueue};
 use crate::service::session::state::{SessionState, Stage};
-use crate::service::txn::waits::{WaitNotices, Waits};
+use crate::service::txn::waits::Waits;
 use crate::service::{Promise, ServiceInner, SessionStatus, TxnOptions};
 use crate::sync::Mutex;
 
@@ -59,7 +63,8 @@ use self::attachment::AttachmentNumber;
 pub use self::attachment::{Attachment, HeldFrame};
 use self::end::Ending;
 pub use self::end::STILL_RUNNING_BYTES_MAX;
-pub use self::kill::{KillEnd, KillUnderWay, Killed, REASON_BYTES_MAX};
+pub use self::kill::KillUnderWay;
+pub use self::notices::{SessionNotice, SessionNotices};
 pub use self::open::OpenedBy;
 pub(crate) use self::renewals::Renewals;
 
@@ -160,7 +165,9 @@ impl Session {
     }
 
     /// Renews the session. The promise of the response counts from before the request was sent
-    /// (P2).
+    /// (P2). While the client does not know that one of its transactions was killed, nothing is
+    /// renewed, and the promise is what is left: see
+    /// [`acknowledge_loss`](Self::acknowledge_loss).
     ///
     /// # Errors
     /// `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work.
@@ -168,18 +175,13 @@ impl Session {
         // A stopping service renews for those who are putting their work away; only its lease can
         // end that.
         let lease = self.inner.lease_remaining()?;
-        let Some(left) = self.record.renewals.renew(&**self.inner.parts.env.clock()) else {
+        let Some(renewal) = self.record.renewals.renew(&**self.inner.parts.env.clock()) else {
             return Err(self.why_lost());
         };
-        self.inner.metrics().session_left.note_part(left, self.record.renewals.ttl);
-        Ok(Promise { valid_for: lease.min(self.record.renewals.ttl) })
-    }
-
-    /// The lock calls of the session that wait, present waits included, for the one connection that
-    /// the session has now. If two listen, each gets some of the notices.
-    pub fn waits(&self) -> WaitNotices {
-        self.record.waits.renew(self.inner.parts.env.now());
-        WaitNotices { record: Arc::clone(&self.record), inner: Arc::clone(&self.inner) }
+        if let Some(left) = renewal.left {
+            self.inner.metrics().session_left.note_part(left, self.record.renewals.ttl);
+        }
+        Ok(Promise { valid_for: lease.min(renewal.valid_for) })
     }
 
     /// Notes that the client has the responses of transaction `number` up to `sequence`.

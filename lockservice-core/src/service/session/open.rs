@@ -9,13 +9,13 @@ use tracing::Instrument as _;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{SessionHandle, SessionId, TxnNumber};
-use crate::service::LockService;
 use crate::service::session::end::unknown;
 use crate::service::session::quota::{Charge, Quota};
 use crate::service::session::renewals::Renewals;
 use crate::service::session::state::{SessionState, Stage};
 use crate::service::session::{Session, SessionRecord};
 use crate::service::txn::waits::Waits;
+use crate::service::{LockService, ServiceInner};
 use crate::sync::Mutex;
 
 /// Who opened a session, as far as the server knows; for operators.
@@ -25,6 +25,18 @@ pub struct OpenedBy {
     pub identity: String,
     /// The address from which it was opened; empty if that is not known.
     pub address: String,
+}
+
+impl ServiceInner {
+    /// The session that operators know by `handle`, unless it is over.
+    pub(in crate::service) fn session_of(
+        self: &Arc<Self>,
+        handle: SessionHandle,
+    ) -> Option<Session> {
+        let number = (handle.service == self.id).then_some(handle.number)?;
+        let record = self.sessions.get(&self.session_numbers.get(number)?)?;
+        Some(Session { record, inner: Arc::clone(self) })
+    }
 }
 
 impl LockService {
@@ -78,6 +90,7 @@ impl LockService {
                 stopped: Vec::new(),
                 killers: Vec::new(),
                 txns: HashMap::default(),
+                lost: Vec::new(),
                 highest: TxnNumber::default(),
                 numbered_by: None,
                 kept_bytes: 0,

@@ -18,6 +18,7 @@ use crate::id::{Sequence, TxnNumber};
 use crate::key::LockItem;
 use crate::service::session::Session;
 use crate::service::session::due::{Begun, Due, Outcome, TakenIn};
+use crate::service::session::loss::Loss;
 use crate::service::session::pending::Pending;
 use crate::service::session::queue::{
     Filed, NumberedBy, RELIED_PAIRS_MAX, Relied, Room, Step, Taken, Timer, keep_relied_on,
@@ -93,6 +94,7 @@ impl Session {
         let taken: Option<Result<(Taken, Sequence, Arc<TxnRecord>)>> =
             state.with_queue(op.number, |queue, others| {
                 queue.acknowledge(op.acked);
+                self.inner.note_call(&queue.txn, || now);
                 let room = Room {
                     ops_max: settings.ops_per_txn_max,
                     bytes_max: settings.kept_bytes_per_session_max,
@@ -254,7 +256,7 @@ impl Session {
                 self.inner.engine.savepoint(txn.at_engine()).map(OpResponse::Savepoint)
             }
             Step::RollBackTo(savepoint) => {
-                let released = self.inner.engine.roll_back_to(txn.at_engine(), savepoint);
+                let released = self.inner.roll_back_to(&txn, savepoint);
                 if released.is_ok() {
                     let mut state = self.record.state.lock();
                     state.with_queue(number, |queue, _| queue.rolled_back_to(savepoint));
@@ -265,7 +267,7 @@ impl Session {
                 let mut pairs = RELIED_PAIRS_MAX;
                 for (mut grant, later) in grants {
                     keep_relied_on(&mut grant, &later, &mut pairs);
-                    self.inner.engine.roll_back(txn.at_engine(), grant.bind.id, &grant);
+                    self.inner.roll_back(&txn, &grant);
                 }
                 Ok(OpResponse::DONE)
             }
@@ -316,9 +318,13 @@ impl Session {
         };
         // The floor decides replays of an ended transaction.
         let over = if ends { state.remove_queue(number) } else { None };
+        if over.as_ref().is_some_and(|queue| queue.loss == Loss::Unknown) {
+            // Its client has stopped the work under its locks.
+            self.record.renewals.grant();
+        }
         drop(state);
         if let Some(granted) = rolled_back_grant {
-            self.inner.engine.roll_back(txn.at_engine(), granted.grant.bind.id, &granted.grant);
+            self.inner.roll_back(txn, &granted.grant);
         }
         for sender in waiting {
             // A connection that is gone will submit it again.

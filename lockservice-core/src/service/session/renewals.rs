@@ -14,6 +14,9 @@ use crate::sync::Mutex;
 /// A renewal, a lapse and a grant are each decided under its mutex, by a reading of the clock that
 /// is made under it. So a renewal that is acknowledged counts for a task that looks for a lapse,
 /// and nothing is renewed or granted once the lapse was decided.
+///
+/// Renewals are withheld while a client does not know that a transaction of the session was killed:
+/// see [`kill`](crate::service::txn::kill).
 #[derive(Debug)]
 pub(crate) struct Renewals {
     pub(crate) ttl: Duration,
@@ -32,6 +35,17 @@ pub(crate) struct Renewals {
 struct Kept {
     renewed: Time,
     standing: Standing,
+    /// The number of transactions on whose account nothing is renewed.
+    withheld: usize,
+}
+
+/// The outcome of a renewal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Renewal {
+    /// The promise, raw.
+    pub(super) valid_for: Duration,
+    /// What was left of the last one, raw; `None` if nothing was renewed.
+    pub(super) left: Option<Duration>,
 }
 
 /// How far a promise has come. It never goes back.
@@ -56,7 +70,7 @@ impl Renewals {
             handle,
             client: client.into(),
             opened_by,
-            kept: Mutex::new(Kept { renewed: now, standing: Standing::Renewable }),
+            kept: Mutex::new(Kept { renewed: now, standing: Standing::Renewable, withheld: 0 }),
             still_running: OnceLock::new(),
         }
     }
@@ -66,13 +80,32 @@ impl Renewals {
         self.still_running.get().map_or("", String::as_str)
     }
 
-    /// Renews the promise. Returns what was left of it, raw; `None` if it is stopped or over.
-    pub(super) fn renew(&self, clock: &dyn Clock) -> Option<Duration> {
+    /// Renews the promise, unless renewals are withheld: then the promise is what is left. `None`
+    /// if it is stopped or over.
+    pub(super) fn renew(&self, clock: &dyn Clock) -> Option<Renewal> {
         self.decide(clock, Standing::Renewable, |kept, now| {
             let left = (kept.renewed + self.ttl).remaining(now);
+            if kept.withheld > 0 {
+                return Renewal { valid_for: left, left: None };
+            }
             kept.renewed = now;
-            left
+            Renewal { valid_for: self.ttl, left: Some(left) }
         })
+    }
+
+    /// Withholds renewals, until they are [granted](Self::grant) again as often. Returns when what
+    /// was promised until now has run out; `None` if the promise is stopped or over, and then
+    /// nothing is withheld.
+    pub(super) fn withhold(&self, clock: &dyn Clock) -> Option<Time> {
+        self.decide(clock, Standing::Renewable, |kept, _| {
+            kept.withheld += 1;
+            kept.renewed + hi(self.ttl)
+        })
+    }
+
+    /// Ends what [`withhold`](Self::withhold) began.
+    pub(super) fn grant(&self) {
+        self.kept.lock().withheld -= 1;
     }
 
     /// The rest of the promise for a grant, raw and not zero; `None` if it is stopped or over.

@@ -6,7 +6,8 @@ use hashbrown::HashMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnNumber;
-use crate::service::session::kill::KillWaiter;
+use crate::service::kill::KillWaiter;
+use crate::service::session::loss::Loss;
 use crate::service::session::queue::{NumberedBy, TxnQueue};
 use crate::service::session::quota::Charge;
 use crate::service::txn::TxnRecord;
@@ -33,6 +34,8 @@ pub(super) struct SessionState {
     /// Those who wait for the end of a session that was killed.
     pub(super) killers: Vec<KillWaiter>,
     pub(super) txns: HashMap<TxnNumber, Box<TxnQueue>, foldhash::fast::RandomState>,
+    /// Those of `txns` that were killed, in the order of their kills.
+    pub(super) lost: Vec<TxnNumber>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has
     /// ended (T3).
     pub(super) highest: TxnNumber,
@@ -65,6 +68,9 @@ impl SessionState {
 
     pub(super) fn remove_queue(&mut self, number: TxnNumber) -> Option<Box<TxnQueue>> {
         let queue = self.txns.remove(&number)?;
+        if queue.loss != Loss::No {
+            self.lost.retain(|lost| *lost != number);
+        }
         if let Some(capacity) = shrunk(self.txns.len(), self.txns.capacity(), TXNS_KEPT) {
             self.txns.shrink_to(capacity);
         }

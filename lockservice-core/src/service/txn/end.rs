@@ -4,12 +4,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::error::Result;
 use crate::id::{TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::service::ServiceInner;
+use crate::service::kill::KillEnd;
 use crate::service::tables::{RETRY_FIRST, RETRY_MOST};
 use crate::service::txn::TxnRecord;
-use crate::table::Commit;
+use crate::table::{Closed, Commit, Grant, Savepoint};
 
 impl ServiceInner {
     /// Releases chosen items, and returns their number.
@@ -21,7 +23,23 @@ impl ServiceInner {
         commit: Option<Commit>,
     ) -> usize {
         let bound = self.tables.served(table);
-        bound.map_or(0, |bound| self.engine.unlock(txn.at_engine(), &bound, items, commit))
+        let unlock = |bound| self.engine.unlock(txn.at_engine(), &bound, items, commit);
+        let released = bound.map_or(0, unlock);
+        self.note_released(txn);
+        released
+    }
+
+    /// Ends what was granted since a savepoint, and returns the number of released items.
+    pub(crate) fn roll_back_to(&self, txn: &TxnRecord, savepoint: Savepoint) -> Result<usize> {
+        let released = self.engine.roll_back_to(txn.at_engine(), savepoint);
+        self.note_released(txn);
+        released
+    }
+
+    /// Rolls a grant back.
+    pub(crate) fn roll_back(&self, txn: &TxnRecord, grant: &Grant) {
+        self.engine.roll_back(txn.at_engine(), grant.bind.id, grant);
+        self.note_released(txn);
     }
 
     /// Makes chosen items weaker, and returns how many were stronger.
@@ -51,24 +69,31 @@ impl ServiceInner {
         if txn.has_name() {
             self.named_txns.remove_if(&txn.id, |_| true);
         }
+        if let Some(kill) = txn.kill() {
+            kill.over();
+        }
         self.txns.leave();
         self.departures.note();
         released
     }
 
-    /// Ends transactions whose owner is gone: those that validate are first made unable to commit
-    /// (C4), the others are released at once. Calls `told` when all are released, except those of
-    /// which it is known that their commit is in flight.
+    /// Ends transactions whose owner is gone, or is waited for no longer: those that validate are
+    /// first made unable to commit (C4), the others are released at once. Calls `told` when all are
+    /// released, except those of which it is known that their commit is in flight. `end` is what
+    /// ends those that were killed, unless that was decided before.
     pub(crate) fn abandon(
         self: &Arc<Self>,
         txns: Vec<Arc<TxnRecord>>,
+        end: KillEnd,
         told: impl FnOnce(Vec<TxnId>) + Send + 'static,
     ) {
         let mut validating = Vec::new();
         for txn in txns {
-            if !txn.at_engine().close() {
-                // It has ended, or is being ended here.
+            if txn.at_engine().close() == Closed::Ended {
                 continue;
+            }
+            if let Some(kill) = txn.kill() {
+                kill.decide(end);
             }
             // Sealed, this incarnation grants nothing more, and the allocator fences all its
             // transactions at once (C4).
@@ -126,10 +151,13 @@ impl ServiceInner {
                     for txn in &fenced {
                         self.force_end(txn);
                     }
-                    if txns.iter().all(|txn| response.committing.contains(&txn.id))
-                        && let Some(told) = told.take()
-                    {
-                        told(txns.iter().map(|txn| txn.id).collect());
+                    if txns.iter().all(|txn| response.committing.contains(&txn.id)) {
+                        // A kill may have come since the last time.
+                        let kills = txns.iter().filter_map(|txn| Some((txn.id, txn.kill()?)));
+                        kills.for_each(|(txn, kill)| kill.committing(txn));
+                        if let Some(told) = told.take() {
+                            told(txns.iter().map(|txn| txn.id).collect());
+                        }
                     }
                     // Their tombstones go with the floor of this incarnation, which rises past them
                     // now (C4).

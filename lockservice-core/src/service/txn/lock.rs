@@ -125,10 +125,15 @@ impl ServiceInner {
         match self.hand_over_at_once(&table, requested) {
             Ok(handed) => self.handed_over(handed, times, traced),
             Err(requested) => {
-                let inner = Arc::clone(self);
+                let (inner, txn) = (Arc::clone(self), Arc::clone(txn));
                 BegunLock::InLine(Box::pin(async move {
                     let bind = traced.bind();
-                    let handed = inner.hand_over(&table, requested, deadline, &bind).await;
+                    let handed = tokio::select! {
+                        biased;
+                        handed = inner.hand_over(&table, requested, deadline, &bind) => handed,
+                        // The engine does not know a call that has not got to it.
+                        why = txn.kill_or_new().killed() => Err(why),
+                    };
                     drop(bind);
                     let begun = match handed {
                         Ok(handed) => inner.handed_over(handed, times, traced),
@@ -229,7 +234,11 @@ impl ServiceInner {
     /// Completes the outcome of a call with what the engine does not know, and checks a grant.
     fn complete(self: &Arc<Self>, wait: &LockWait, outcome: Result<Grant>) -> Result<Granted> {
         let (Handed { in_flight, bound, waited, .. }, times) = (&wait.handed, &wait.times);
-        let mut grant = outcome.map_err(|error| self.with_names(error))?;
+        let mut grant = outcome.map_err(|error| {
+            // A kill cancels the call, and says more than that.
+            let killed = in_flight.txn().why_killed().cloned();
+            killed.unwrap_or_else(|| self.with_names(error))
+        })?;
         // The engine reads no clock: it only says whether the call waited.
         let for_lock = grant.waited.is_some();
         if for_lock || *waited {
@@ -265,13 +274,29 @@ impl ServiceInner {
 
     /// The time at which a call that arrived at `began` stops to wait for any of its obstacles.
     pub(crate) fn deadline(&self, spec: &LockSpec, began: Time) -> Time {
-        began + self.parts.settings.wait(spec.timeout)
+        let wait = self.parts.settings.wait(spec.timeout);
+        let limit = self.parts.limits.longest_wait(&spec.table);
+        began + limit.map_or(wait, |(longest, _)| wait.min(longest))
     }
 
     /// The error of a call that requested to wait for `requested`, and has waited for as long as it
     /// may.
     pub(crate) fn timed_out(&self, table: &TableRef, requested: Option<Duration>) -> Error {
         let waited = self.parts.settings.wait(requested);
+        if let Some((longest, prefix)) = self.parts.limits.longest_wait(table)
+            && longest < waited
+        {
+            return Error::new(
+                ErrorKind::Timeout,
+                format!(
+                    "the lock was not to be had within the longest wait that the server allows in \
+                        this table: try again, or have its limit longest-wait for the prefix \
+                        {prefix:?} raised"
+                ),
+            )
+            .with("table", table)
+            .with("limit", format!("{longest:?}"));
+        }
         if requested.is_some_and(|requested| requested <= waited) {
             return Error::new(
                 ErrorKind::Timeout,
@@ -306,11 +331,12 @@ impl ServiceInner {
         match still {
             Ok(promise) => {
                 self.count_hold(txn, || now);
+                self.note_limited(txn, &grant.bind, || now);
                 let history_known = grant.owner.history_since.map(|since| now.since(since));
                 Ok(Granted { txn: txn.id, grant, promise, history_known })
             }
             Err(e) => {
-                self.engine.roll_back(txn.at_engine(), grant.bind.id, &grant);
+                self.roll_back(txn, &grant);
                 Err(e)
             }
         }

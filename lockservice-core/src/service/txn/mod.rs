@@ -7,6 +7,8 @@
 //! | `record.rs` | a transaction as the service knows it |
 //! | `lock.rs` | the lock call: `lock`, then `still_good`; what a lock rests on |
 //! | `end.rs` | unlock, end, abandon |
+//! | `force_release.rs` | the holders of a key are killed |
+//! | `kill.rs` | ended while its session lives, by an operator or at a limit |
 //! | `live.rs` | the validating transactions that are alive, and their report |
 //! | `row.rs` | rows that are locked at once |
 //! | `waits.rs` | the lock calls of a session that wait, and the conflicting holders |
@@ -20,6 +22,8 @@
 //! each thread. A list of free slots would be shared, or would be such an allocator once more.
 
 mod end;
+mod force_release;
+mod kill;
 pub(in crate::service) mod live;
 mod lock;
 mod record;
@@ -35,9 +39,12 @@ use crate::clock::Time;
 use crate::error::Result;
 use crate::id::{TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
+use crate::service::kill::KillEnd;
 use crate::service::{Granted, LockService, LockSpec, Promise, ServiceInner, TxnOptions};
 use crate::table::{Commit, Savepoint};
 
+pub use self::force_release::ForcedRelease;
+pub use self::kill::TxnKillUnderWay;
 pub(in crate::service) use self::lock::{BegunLock, LockWait};
 pub(in crate::service) use self::record::CallInFlight;
 pub(crate) use self::record::TxnRecord;
@@ -93,7 +100,8 @@ impl Txn {
     ///
     /// # Errors
     /// `Conflict`, `Timeout`: the lock is not free now; the transaction goes on. `Deadlock`,
-    /// `BindChanged`, `TxnNotFound`: start a new transaction. `Reassigning` (NoWait only): try
+    /// `BindChanged`, `TxnNotFound`: start a new transaction. `TxnKilled`: stop the work under its
+    /// locks, then end it. `Reassigning` (NoWait only): try
     /// again after the time it names. `NotOwner`: call that node. `LeaseLost`, `ShuttingDown`:
     /// everything held here is, or will be, given away: stop the work. `InvalidArgument`,
     /// `ResourceExhausted`: request less.
@@ -135,6 +143,7 @@ impl Txn {
     /// ```
     pub async fn lock(&self, mut spec: LockSpec) -> Result<Granted> {
         let now = self.inner.parts.env.now();
+        self.inner.note_call(&self.record, || now);
         spec.snapshot_age.get_or_insert_with(|| now.since(self.began));
         let Some(_turn) = self.inner.until(self.inner.deadline(&spec, now), self.turn.lock()).await
         else {
@@ -148,6 +157,7 @@ impl Txn {
     /// Releases chosen rows and ranges, and returns how many; those not held are ignored.
     /// `commit` is the commit of what they protect, if it was committed (C5).
     pub fn unlock(&self, table: &TableRef, items: &[LockItem], commit: Option<Commit>) -> usize {
+        self.note_call();
         self.inner.unlock(&self.record, table, items, commit)
     }
 
@@ -159,6 +169,7 @@ impl Txn {
     /// a commit that follows: what the transaction has written and not committed must not be
     /// visible.
     pub fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> usize {
+        self.note_call();
         self.inner.downgrade(&self.record, table, items, mode)
     }
 
@@ -168,6 +179,7 @@ impl Txn {
     /// # Errors
     /// `ResourceExhausted` after 2^32 calls of the transaction: the caller begins another one.
     pub fn savepoint(&self) -> Result<Savepoint> {
+        self.note_call();
         self.inner.engine.savepoint(self.record.at_engine())
     }
 
@@ -211,7 +223,8 @@ impl Txn {
     /// # }
     /// ```
     pub fn roll_back_to(&self, savepoint: Savepoint) -> Result<usize> {
-        self.inner.engine.roll_back_to(self.record.at_engine(), savepoint)
+        self.note_call();
+        self.inner.roll_back_to(&self.record, savepoint)
     }
 
     /// Ends the transaction, releases everything, and returns how many rows and ranges that were.
@@ -225,16 +238,25 @@ impl Txn {
     /// lease by then.
     ///
     /// # Errors
-    /// `LeaseLost`, `ShuttingDown`: they no longer are safe. Stop the protected work.
+    /// `LeaseLost`, `ShuttingDown`: they no longer are safe. Stop the protected work. `TxnKilled`:
+    /// an operator or a limit ended the transaction. Stop the work, then end or drop it: others get
+    /// its locks only then, unless the operator did not want to wait.
     pub fn promise(&self) -> Result<Promise> {
-        self.inner.promise(None)
+        match self.record.why_killed() {
+            None => self.inner.promise(None),
+            Some(why) => Err(why.clone()),
+        }
+    }
+
+    fn note_call(&self) {
+        self.inner.note_call(&self.record, || self.inner.parts.env.now());
     }
 }
 
 impl Drop for Txn {
     fn drop(&mut self) {
         if !self.is_over {
-            self.inner.abandon(vec![Arc::clone(&self.record)], |_| ());
+            self.inner.abandon(vec![Arc::clone(&self.record)], KillEnd::Confirmed, |_| ());
         }
     }
 }

@@ -1,11 +1,13 @@
 //! [`TxnRecord`]: a transaction as the service knows it, from its begin to its end.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::clock::{Clock, Time};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
+use crate::service::limits::LimitedHolds;
 use crate::service::session::Renewals;
+use crate::service::txn::kill::TxnKill;
 use crate::service::{ServiceInner, TxnOptions, TxnParty};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::TxnHandle;
@@ -24,6 +26,14 @@ pub(crate) struct TxnRecord {
     /// it surely cannot commit) or has ended.
     at_engine: TxnHandle,
     pub(in crate::service) held_since: HeldSince,
+    rare: OnceLock<Box<Rare>>,
+}
+
+/// What few transactions have: made when it is needed, so that the others stay small.
+#[derive(Debug, Default)]
+struct Rare {
+    kill: TxnKill,
+    limited: LimitedHolds,
 }
 
 /// When a transaction was first granted a lock, if that is noted.
@@ -55,7 +65,8 @@ impl TxnRecord {
         session: Option<Arc<Renewals>>,
     ) -> Self {
         let at_engine = TxnHandle::new(id);
-        Self { id, label, session, at_engine, held_since: HeldSince::default() }
+        let (held_since, rare) = Default::default();
+        Self { id, label, session, at_engine, held_since, rare }
     }
 
     /// What operators know of it.
@@ -87,9 +98,37 @@ impl TxnRecord {
         &self.at_engine
     }
 
+    /// The kill of the transaction, if there is or was to be one.
+    pub(in crate::service) fn kill(&self) -> Option<&TxnKill> {
+        self.rare.get().map(|rare| &rare.kill)
+    }
+
+    /// The kill of the transaction, perhaps to come.
+    pub(in crate::service) fn kill_or_new(&self) -> &TxnKill {
+        &self.rare.get_or_init(Box::default).kill
+    }
+
+    /// What it holds in tables with a limit, if it held something there.
+    pub(in crate::service) fn limited(&self) -> Option<&LimitedHolds> {
+        self.rare.get().map(|rare| &rare.limited)
+    }
+
+    /// What it holds in tables with a limit, perhaps to come.
+    pub(in crate::service) fn limited_or_new(&self) -> &LimitedHolds {
+        &self.rare.get_or_init(Box::default).limited
+    }
+
+    /// The reason why it was killed, if it was.
+    pub(in crate::service) fn why_killed(&self) -> Option<&Error> {
+        self.kill().and_then(TxnKill::why)
+    }
+
     pub(super) fn check_active(&self) -> Result<()> {
         if !self.at_engine.is_closed() {
             return Ok(());
+        }
+        if let Some(why) = self.why_killed() {
+            return Err(why.clone());
         }
         let what = "the transaction has ended: start a new one";
         Err(Error::new(ErrorKind::TxnNotFound, what).with("txn", self.id))

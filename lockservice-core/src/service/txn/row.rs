@@ -124,6 +124,7 @@ impl Txn {
         };
         row.tokens_left.into_iter().for_each(|left| inner.tokens_left(bound.bind(), left));
         inner.count_hold(&self.record, || inner.parts.env.now());
+        inner.note_limited(&self.record, bound.bind(), || inner.parts.env.now());
         Some(RowLocked {
             token: row.token,
             newly_locked: row.newly_locked,

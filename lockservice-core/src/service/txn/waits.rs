@@ -4,8 +4,8 @@
 //! # Implementation details
 //! A call that is decided at once never gets here. A call that waits stands in the schedule until
 //! it is over, so the schedule has at most as many calls as the session has transactions. The
-//! connection that has the session's stream takes out the calls that are due ([`Schedule::due`]),
-//! finds out what each waits for without a mutex, and notes it ([`WaitNotices::next`]). Only what
+//! connection that has the session's stream takes out the calls that are due ([`Waits::due`]),
+//! finds out what each waits for without a mutex, and notes it ([`Waits::is_news`]). Only what
 //! distinguishes one holder from another is kept.
 //!
 //! The engine reports no change of a waiter's conflicting holders: it would have to visit each
@@ -13,7 +13,6 @@
 //! ([`CHECK_PAUSE_FIRST`], [`CHECK_PAUSE_MAX`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -22,8 +21,8 @@ use crate::clock::Time;
 use crate::error::Blocker;
 use crate::id::{NodeName, Sequence, ServiceId, TableRef, TxnId, TxnNumber};
 use crate::service::ServiceInner;
-use crate::service::session::SessionRecord;
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::table::CallObstacle;
 
 /// The first pause between two checks of a call, which doubles, and the longest.
@@ -31,7 +30,7 @@ const CHECK_PAUSE_FIRST: Duration = Duration::from_millis(50);
 const CHECK_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// The largest number of notices that are returned together: each may name a key of 4 KiB, or two.
-const NOTICES_MAX: usize = 64;
+pub(in crate::service) const NOTICES_MAX: usize = 64;
 
 /// The obstacle that a lock call waits for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -84,17 +83,23 @@ impl From<&WaitsFor> for Whom {
 #[derive(Debug, Default)]
 pub(in crate::service) struct Waits {
     schedule: Mutex<Schedule>,
-    /// Notified when a call begins to wait, and when all calls are due again.
+    /// Notified when a call begins to wait, when all calls are due again, and when a transaction of
+    /// the session was killed.
     wake: Notify,
+    /// How many of its transactions were killed, so that a look at it says whether there is news.
+    ///
+    /// ORDERING: `Release` after the loss is in the state of the session, with the `Acquire` of the
+    /// listener as its partner, which looks there then.
+    losses: AtomicUsize,
 }
 
 /// A call that waits: what a check of it needs.
 #[derive(Clone, Debug)]
-struct WaitingCall {
-    number: TxnNumber,
-    sequence: Sequence,
-    txn: TxnId,
-    table: TableRef,
+pub(in crate::service) struct WaitingCall {
+    pub(in crate::service) number: TxnNumber,
+    pub(in crate::service) sequence: Sequence,
+    pub(in crate::service) txn: TxnId,
+    pub(in crate::service) table: TableRef,
 }
 
 #[derive(Debug)]
@@ -186,6 +191,37 @@ impl Waits {
         self.schedule.lock().renew(now);
         self.wake.notify_one();
     }
+
+    /// A transaction of the session was killed.
+    pub(in crate::service) fn note_loss(&self) {
+        self.losses.fetch_add(1, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// The number of transactions that were killed.
+    pub(in crate::service) fn losses(&self) -> usize {
+        self.losses.load(Ordering::Acquire)
+    }
+
+    /// The calls whose obstacle is to be found out `now`.
+    pub(in crate::service) fn due(&self, now: Time) -> Vec<WaitingCall> {
+        self.schedule.lock().due(now)
+    }
+
+    /// When the next call is due.
+    pub(in crate::service) fn next_due(&self) -> Option<Time> {
+        self.schedule.lock().due.first().map(|(at, _)| *at)
+    }
+
+    /// Resolves when there may be something to look at.
+    pub(in crate::service) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// True if the call still waits, and the listener does not know what for.
+    pub(in crate::service) fn is_news(&self, call: &WaitingCall, waits_for: &WaitsFor) -> bool {
+        self.schedule.lock().is_news(call, Whom::from(waits_for))
+    }
 }
 
 /// A call that waits; it is dropped when the wait is over.
@@ -201,51 +237,10 @@ impl Drop for NotedWait<'_> {
     }
 }
 
-/// Reports the lock calls of a session that wait: hints, for people. See
-/// [`Session::waits`](crate::service::Session::waits).
-#[derive(Debug)]
-pub struct WaitNotices {
-    pub(in crate::service) record: Arc<SessionRecord>,
-    pub(in crate::service) inner: Arc<ServiceInner>,
-}
-
-impl WaitNotices {
-    /// The calls that have begun to wait, and those that wait for another holder than was reported
-    /// before: at least one, and at most a bounded number. A call whose holder is not known yet
-    /// comes later.
-    ///
-    /// A waiting call is checked after 50 ms, and then after twice the last interval, up to 30 s.
-    ///
-    /// # Cancel safety
-    /// Cancel safe: what is taken out is returned at once.
-    pub async fn next(&mut self) -> Vec<Waiting> {
-        let (waits, env) = (self.record.waits(), &self.inner.parts.env);
-        loop {
-            let calls = waits.schedule.lock().due(env.now());
-            let news: Vec<Waiting> = calls.into_iter().filter_map(|call| self.news(call)).collect();
-            if !news.is_empty() {
-                return news;
-            }
-            let next = waits.schedule.lock().due.first().map(|(at, _)| *at);
-            match next {
-                Some(at) => drop(self.inner.until(at, waits.wake.notified()).await),
-                None => waits.wake.notified().await,
-            }
-            tokio::task::consume_budget().await;
-        }
-    }
-
-    fn news(&self, call: WaitingCall) -> Option<Waiting> {
-        let waits_for = self.inner.waits_for(call.txn, &call.table)?;
-        let is_news = self.record.waits().schedule.lock().is_news(&call, Whom::from(&waits_for));
-        is_news.then_some(Waiting { number: call.number, sequence: call.sequence, waits_for })
-    }
-}
-
 impl ServiceInner {
     /// The obstacle of the lock call of a transaction, in `table`; `None` if it is over, or if that
     /// is not known.
-    fn waits_for(&self, txn: TxnId, table: &TableRef) -> Option<WaitsFor> {
+    pub(in crate::service) fn waits_for(&self, txn: TxnId, table: &TableRef) -> Option<WaitsFor> {
         match self.engine.obstacle(txn) {
             Some(CallObstacle::Lock(mut blocker)) => {
                 (blocker.label, blocker.client) = self.names(blocker.txn);

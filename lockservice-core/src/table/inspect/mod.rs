@@ -1,4 +1,5 @@
-//! Lists of locks and waits, for operators; and the obstacle of a call, for its waiter.
+//! Lists of locks and waits, and the holders of one key, for operators; and the obstacle of a call,
+//! for its waiter.
 //!
 //! Lists are made in slices of bounded work. The engine goes on between two slices, so a list does
 //! not show one moment. A line that is true all the time is in it once.
@@ -14,14 +15,17 @@ mod locks;
 mod row;
 mod waits;
 
+use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 
 use super::call::{CallId, Stage};
+use super::engine::LockEngine;
 use super::lock_table::blocker_of;
 use super::state::EngineState;
 use super::types::CallObstacle;
 use crate::error::Blocker;
 use crate::id::{TableId, TxnId};
+use crate::key::{Key, LockItem};
 
 pub(super) use self::locks::LocksAt;
 pub(super) use self::row::RowAt;
@@ -51,6 +55,15 @@ impl<T> Lines<T> {
 
     const fn flow(&self) -> ControlFlow<()> {
         if self.budget == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl LockEngine {
+    /// The transactions that hold something that overlaps `key`, at one moment; a call that has
+    /// taken it and waits for more counts too. `None` if there are more than `most`.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn holders_of(&self, table: TableId, key: &Key, most: usize) -> Option<Vec<TxnId>> {
+        self.with(|state| state.holders_of(table, key, most))
     }
 }
 
@@ -85,6 +98,25 @@ impl EngineState {
             Stage::AwaitingToken => Some(CallObstacle::Token),
             Stage::Moving | Stage::Failing(_) | Stage::Done(_) => None,
         }
+    }
+
+    /// The transactions that hold something that overlaps `key`, or whose call has taken it and
+    /// waits for more; each once, in the order of their ids. `None` if there are more than `most`.
+    fn holders_of(&self, table: TableId, key: &Key, most: usize) -> Option<Vec<TxnId>> {
+        let Some(table) = self.tables.get(&table) else { return Some(Vec::new()) };
+        // A row is held here or there: it moves only under the mutex of the state.
+        let uncontended = table.table_rows().holder(key).map(|(txn, ..)| txn);
+        let mut holders = BTreeSet::from_iter(uncontended);
+        table.overlapping(&LockItem::Row(key.clone()), |_, entry| {
+            for holder in entry.holders().iter() {
+                holders.insert(holder.txn);
+                if holders.len() > most {
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        (holders.len() <= most).then(|| holders.into_iter().collect())
     }
 
     /// The table that follows in a list.

@@ -95,6 +95,17 @@ pub(super) struct RowHolds {
     pub(super) in_flight: u32,
 }
 
+/// When a transaction was [closed](TxnHandle::close).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closed {
+    /// By this call.
+    Now,
+    /// By an earlier one. It has not ended.
+    Before,
+    /// It was [ended](crate::table::LockEngine::end).
+    Ended,
+}
+
 /// A point in the sequence of a transaction's calls. See
 /// [`LockEngine::savepoint`](crate::table::LockEngine::savepoint).
 ///
@@ -217,9 +228,15 @@ impl TxnHandle {
     }
 
     /// Has [`lock_row`](crate::table::LockEngine::lock_row) grant nothing more to this transaction.
-    /// A grant that is being made comes before this returns. True if it was not closed before.
-    pub fn close(&self) -> bool {
-        !std::mem::replace(&mut self.holds.lock().closed, true)
+    /// A grant that is being made comes before this returns.
+    pub fn close(&self) -> Closed {
+        let mut holds = self.holds.lock();
+        let was_closed = std::mem::replace(&mut holds.closed, true);
+        match (holds.ended, was_closed) {
+            (true, _) => Closed::Ended,
+            (false, true) => Closed::Before,
+            (false, false) => Closed::Now,
+        }
     }
 
     /// True if the transaction was [closed](Self::close) or [ended](crate::table::LockEngine::end).

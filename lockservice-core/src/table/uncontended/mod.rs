@@ -97,7 +97,7 @@ mod snapshot;
 mod unlock;
 
 pub(super) use self::handles::HoldSeq;
-pub use self::handles::{CallGuard, Savepoint, TableHandle, TxnHandle};
+pub use self::handles::{CallGuard, Closed, Savepoint, TableHandle, TxnHandle};
 pub use self::lock_row::RowGrant;
 pub(super) use self::places::{TablePlace, TablePlaces};
 pub(super) use self::rows::TableRows;

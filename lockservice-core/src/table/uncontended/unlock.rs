@@ -150,6 +150,18 @@ impl LockEngine {
         released
     }
 
+    /// True if a transaction holds something in a table.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn holds_in(&self, txn: &TxnHandle, table: &TableHandle) -> bool {
+        let (holds, place) = (txn.holds.lock(), table.place());
+        let mut here = holds.list.iter().filter(|hold| hold.place == place);
+        if here.any(|hold| hold.is_held(txn.id(), self.places())) {
+            return true;
+        }
+        drop(holds);
+        self.holds_in_state(txn.id(), table.bind().id)
+    }
+
     /// The number of rows and ranges that a transaction holds on this node.
     pub fn held(&self, txn: &TxnHandle) -> usize {
         let holds = txn.holds.lock();

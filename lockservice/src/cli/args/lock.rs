@@ -22,6 +22,8 @@ Examples:
 A key that begins with a dash is given as --key=KEY, such an end of a range as --from=KEY or \
 --to=KEY.
 
+`lockservice lock force-release TABLE KEY` takes a key away from others: see its --help.
+
 The command finds the lock's fencing token in LOCKSERVICE_TOKEN, what is locked in \
 LOCKSERVICE_GROUP, LOCKSERVICE_TABLE and LOCKSERVICE_KEYS (rows one a line, or FROM, a line break \
 and TO). It and all that it starts, also in the background or as a daemon, is ended when the lock \

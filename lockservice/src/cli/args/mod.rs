@@ -5,6 +5,7 @@
 //! | `mod.rs` | the commands, and the arguments of the short ones |
 //! | `serve`, `lock`, `store`, `certs`, `bench` | the arguments of these commands |
 //! | `hot` | the arguments of `hot` and `top` |
+//! | `kill` | the arguments of `session kill`, `txn kill` and `lock force-release` |
 //! | `credentials` | what a client trusts and shows |
 //! | `supervise` | the arguments of the hidden commands of `lock` |
 
@@ -12,6 +13,7 @@ mod bench;
 mod certs;
 mod credentials;
 mod hot;
+mod kill;
 mod lock;
 mod serve;
 mod store;
@@ -23,7 +25,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
-use lockservice_core::{GroupName, Key, NodeName, SessionHandle, TableName, TableRef};
+use lockservice_core::{GroupName, Key, NodeName, TableName, TableRef};
 
 use super::exit::Failure;
 use crate::client::Client;
@@ -32,6 +34,7 @@ pub(crate) use self::bench::{BenchArgs, BenchServerArgs, Serves};
 pub(crate) use self::certs::CertsArgs;
 pub(crate) use self::credentials::CredentialArgs;
 pub(crate) use self::hot::{HotArgs, TopArgs};
+pub(crate) use self::kill::{ForceReleaseArgs, KillArgs, SessionCommand, TxnCommand, with_words};
 pub(crate) use self::lock::LockArgs;
 pub(crate) use self::serve::ServeArgs;
 pub(crate) use self::store::{RestoreArgs, StoreArgs, StoreCommand};
@@ -99,6 +102,12 @@ pub(crate) enum Command {
     Store(StoreCommand),
     /// Measure lock + unlock, in turns with something to compare it with.
     Bench(BenchArgs),
+    /// End a transaction of a client, and not its session.
+    #[command(subcommand)]
+    Txn(TxnCommand),
+    /// Take a key away: end the transactions that hold it.
+    #[command(name = kill::FORCE_RELEASE)]
+    ForceRelease(ForceReleaseArgs),
     #[command(name = "__bench_server", hide = true)]
     BenchServer(BenchServerArgs),
     #[command(name = "__supervise", hide = true)]
@@ -192,32 +201,6 @@ pub(crate) enum TokenCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum SessionCommand {
-    /// End a session, as if it had lapsed. Its client is told to stop its work. Its locks go to
-    /// others once the client has confirmed that, or its time has run out, which the command waits
-    /// for.
-    Kill {
-        /// The session, from the list of sessions.
-        #[arg(value_name = "HANDLE")]
-        session: SessionHandle,
-        #[command(flatten)]
-        how: KillArgs,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct KillArgs {
-    /// Why: the client and the server's log get to read it.
-    #[arg(long)]
-    pub(crate) reason: String,
-    /// Release the locks at once. The client may still be working under them.
-    #[arg(long)]
-    pub(crate) now: bool,
-    #[command(flatten)]
-    pub(crate) client: ClientArgs,
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum TableCommand {
     /// Forget a table in which nothing is locked, at the node that owns it. A table that is not
     /// used is forgotten by itself in time: see --table-idle of serve.
@@ -261,7 +244,7 @@ pub(crate) fn with_tip_for_keys(mut error: clap::Error) -> clap::Error {
 }
 
 /// A duration: `500ms`, `30s`, `2m 30s`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Ok(Duration::from_secs(seconds.into()));
     }

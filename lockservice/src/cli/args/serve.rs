@@ -23,10 +23,10 @@ PostgreSQL the URL can do without it: PGPASSWORD, or the password file of PGPASS
 The first SIGINT or SIGTERM stops the server in order: its locks are given up, and the next start \
 need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the \
 terminal \
-has gone if the server was started from one; else certificates, identities and the setting `log` \
-of --config are read again. The first two are read again without it too, some seconds after they \
-have changed. Without --log RUST_LOG says what is logged; lines that are not read are dropped and \
-counted.
+has gone if the server was started from one; else certificates, identities, limits of tables and \
+the setting `log` of --config are read again. The first three are read again without it too, some \
+seconds after they have changed. Without --log RUST_LOG says what is logged; lines that are not \
+read are dropped and counted.
 
 With identities only callers that they name are served. Each is a table of the file of --config or \
 --identity-file, and is known by a token (lockservice token new) or by the common name of its \
@@ -38,6 +38,15 @@ certificate:
   certificates = 'billing'
   groups = ['bank']            # only tables of this group …
   tables = ['accounts']        # … whose names begin so; without them all
+
+Limits of tables are tables of the file of --config. The one with the longest prefix counts, and \
+what it does not set is not limited. A transaction that reaches a limit of holds is ended, as by \
+lockservice txn kill:
+  [[limit]]
+  prefix = 'jobs/'             # of the names; with group = 'g' only there
+  longest-wait = '30s'         # of a call
+  longest-hold = '10m'         # from the first lock to the last there
+  longest-idle-hold = '1m'     # without a call of the transaction
 
 Exit status: 0 stopped in order, 64 wrong usage, 65 the store is damaged or of a newer version, 69 \
 the store does not respond, or stopped at once, 70 the service failed, 71 the operating system \

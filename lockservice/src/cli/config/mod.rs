@@ -6,12 +6,14 @@
 //! | `environment` | settings in environment variables |
 //! | `addresses` | the addresses of a node |
 //! | `identities` | [`IdentityFiles`]: who may do what, read again when it changes |
+//! | `table_limits` | [`LimitFile`]: limits of tables, read again when they change |
 //! | `origin` | [`Origin`]: the sources of the settings |
 
 mod addresses;
 mod environment;
 mod identities;
 mod origin;
+mod table_limits;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -27,6 +29,8 @@ use serde::{Deserialize, Serialize};
 use self::environment::Environment;
 pub(crate) use self::identities::IdentityFiles;
 pub(crate) use self::origin::Origin;
+pub(crate) use self::table_limits::LimitFile;
+use self::table_limits::{LimitSettings, table_limits};
 use super::args::ServeArgs;
 use super::exit::{self, Failure};
 use super::log::{self, LogFormat};
@@ -83,6 +87,8 @@ pub(crate) struct Config {
     /// How long a start may wait for the store and for a leader, in milliseconds; 0: without an
     /// end. Default 0.
     pub(crate) start_ms_max: u64,
+    /// Limits of tables. Default: none. Read again when the file has changed, and on SIGHUP.
+    pub(crate) limit: Vec<LimitSettings>,
     /// Limits of the gRPC server.
     pub(crate) server: ServerSettings,
     /// Limits and defaults of the lock service.
@@ -111,6 +117,7 @@ impl Default for Config {
             log: String::new(),
             log_format: None,
             start_ms_max: 0,
+            limit: Vec::new(),
             server: ServerSettings::default(),
             service: ServiceSettings::default(),
             allocator: AllocatorSettings::default(),
@@ -222,7 +229,8 @@ impl Config {
             .check()
             .and_then(|()| self.service.check())
             .and_then(|()| self.server.check())
-            .and_then(|()| self.tls.check());
+            .and_then(|()| self.tls.check())
+            .and_then(|()| table_limits(&self.limit).map(drop));
         checked.map_err(misconfigured)?;
         log::filter(&self.log).map_err(misconfigured)?;
         if !cfg!(feature = "otel") && !self.traces.is_empty() {

@@ -219,8 +219,13 @@ pub(crate) async fn txns(args: &ClusterArgs, json: bool) -> Result<(), Failure> 
             "session": status.session.map(|session| session.to_string()),
             "client": status.client,
             "locks": status.locks,
-            "state": if status.waits { "waits" } else { "runs" },
+            "state": match (status.ending.is_empty(), status.waits) {
+                (false, _) => "killed",
+                (true, true) => "waits",
+                (true, false) => "runs",
+            },
             "waiting_ms": status.waiting.map(millis),
+            "ending": status.ending,
         }))
     })
 }

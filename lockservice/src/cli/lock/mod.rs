@@ -221,6 +221,7 @@ fn lost(why: &Error) -> Failure {
             "the server is shutting down, so the lock was given up and the command was ended"
         }
         ErrorKind::Killed => "an operator took the lock away and the command was ended",
+        ErrorKind::TxnKilled => "the lock was taken away and the command was ended",
         _ => "the lock was lost and the command was ended",
     };
     let reason = match std::error::Error::source(why) {

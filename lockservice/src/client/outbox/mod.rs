@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `mod.rs` | the way of operations into frames |
 //! | `response` | the way of a response to its caller |
+//! | `loss` | the transactions that the server has ended |
 //! | `state`, `pending`, `slots` | the state under the mutex; operations without a response; their ids |
 
+mod loss;
 mod pending;
 mod response;
 mod slots;
@@ -244,8 +246,8 @@ impl Outbox {
     /// Puts a renewal in, ahead of everything that is not sent yet.
     pub(super) fn heartbeat(&self) {
         let mut state = self.state.lock();
-        let acked = state.take_acked();
-        let waker = state.push_first(heartbeat(acked, None));
+        let (acked, lost) = (state.take_acked(), state.told_losses());
+        let waker = state.push_first(heartbeat(proto::Heartbeat { acked, lost }, None));
         drop(state);
         wake(waker);
     }
@@ -262,7 +264,7 @@ impl Outbox {
             return None;
         }
         let (flushed, arrived) = oneshot::channel();
-        let waker = state.push(heartbeat(Vec::new(), Some(flushed)));
+        let waker = state.push(heartbeat(proto::Heartbeat::default(), Some(flushed)));
         drop(state);
         wake(waker);
         Some(arrived)
@@ -365,6 +367,7 @@ impl Outbox {
         let listening = std::mem::take(&mut state.listening);
         state.unsent.clear();
         state.txns = Slots::default();
+        state.lost.clear();
         let waker = state.waker.take();
         drop(state);
         wake(waker);
@@ -387,8 +390,8 @@ impl Drop for Gathering<'_> {
     }
 }
 
-fn heartbeat(acked: Vec<proto::Acked>, flushed: Option<oneshot::Sender<()>>) -> Pending {
-    let op = Op::Heartbeat(proto::Heartbeat { acked });
+fn heartbeat(heartbeat: proto::Heartbeat, flushed: Option<oneshot::Sender<()>>) -> Pending {
+    let op = Op::Heartbeat(heartbeat);
     let bytes = op.encoded_len() + OP_OVERHEAD_BYTES;
     Pending::timeless(Encoded::of(&op), bytes, What::Heartbeat { flushed })
 }

@@ -102,6 +102,10 @@ impl Outbox {
                     slot.under_way = slot.under_way.saturating_sub(1);
                 }
                 let (result, effect) = match response {
+                    // P5: what the server promises now may not count for it.
+                    Ok(_) if let Some(why) = state.why_lost(txn) => {
+                        (Err(why), ResponseEffect::None)
+                    }
                     Ok(response) => granted(response, sent, accept),
                     Err(e) => {
                         drop(state);

@@ -6,6 +6,7 @@ use std::task::Waker;
 use lockservice_core::service::TxnOptions;
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 
+use super::loss::TxnLoss;
 use super::pending::{Encoded, Pending, Sequences, What};
 use super::slots::Slots;
 use super::{ACKED_MAX, CallId, QUIET_MAX, TXN_OPS_MAX, TxnKey, WaitsSender};
@@ -50,6 +51,8 @@ pub(super) struct OutboxState {
     /// Those of them that the current stream has not sent, in order.
     pub(super) unsent: VecDeque<OpId>,
     pub(super) txns: Slots<Sequences>,
+    /// Those of them that the server has ended.
+    pub(super) lost: HashMap<TxnNumber, TxnLoss>,
     /// Those that the current stream has sent quiet, in order, without the acknowledged ones.
     pub(super) quiet: VecDeque<OpId>,
     /// How many quiet ones of the current stream were acknowledged.
@@ -194,8 +197,11 @@ impl OutboxState {
                 slot.acknowledge(cancelled);
             }
         }
-        if ends {
-            self.txns.dropped(txn.0);
+        if ends
+            && let Some(ended) = self.txns.dropped(txn.0)
+            && !self.lost.is_empty()
+        {
+            self.lost.remove(&ended.number);
         }
     }
 

@@ -54,7 +54,8 @@ impl LockGuard {
         &self.txn
     }
 
-    /// Like [`Session::lost`](crate::client::Session::lost), for the node where the locks are.
+    /// Like [`Session::lost`](crate::client::Session::lost), for the node where the locks are; also
+    /// when these locks alone are lost: see [`ClientTxn::lost`].
     ///
     /// # Cancel safety
     /// Nothing is lost: a later call resolves with the same reason.
@@ -72,7 +73,8 @@ impl LockGuard {
         self.txn.deadline()
     }
 
-    /// The [`deadline`](Self::deadline) as it changes.
+    /// The [`deadline`](Self::deadline) as it changes. Once the locks are [lost](Self::lost), what
+    /// it shows does not count.
     pub fn watch_deadline(&self) -> watch::Receiver<Time> {
         self.txn.watch_deadline()
     }

@@ -97,6 +97,7 @@ impl ClientTxn {
     /// |---|---|
     /// | `Conflict`, `Timeout` | try again later: the lock is not free |
     /// | `Deadlock`, `BindChanged`, `TxnNotFound` | end this transaction and start another |
+    /// | `TxnKilled` | stop the work under its locks, then end it |
     /// | `SpansNodes` | end it, and lock the tables of the two nodes in transactions of their own |
     /// | `SessionLost`, `LeaseLost`, `ShuttingDown` | stop the protected work |
     /// | `Reassigning` | try again after the time given: the table's last owner may still be at work |
@@ -179,8 +180,8 @@ impl ClientTxn {
     /// is never sent.
     ///
     /// # Errors
-    /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged: the
-    /// locks of the transaction may have gone to others before it ended.
+    /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged,
+    /// `TxnKilled` if the transaction was: its locks may have gone to others before it ended.
     pub fn end(mut self, commit: Option<Commit>) -> Ended {
         self.ended = true;
         let (handle, txn_number) = self.place();
@@ -189,6 +190,7 @@ impl ClientTxn {
             .shared
             .check()
             .err()
+            .or_else(|| handle.shared.loss_of(&txn_number))
             .filter(|why| holds && why.kind() != ErrorKind::ShuttingDown);
         match (handle.shared.outbox.end(&txn_number, commit), lost) {
             // The release was sent all the same, so that others need not wait for the session to
@@ -210,27 +212,40 @@ impl ClientTxn {
         self.placement.lock().handle.shared.info.node.clone()
     }
 
-    /// Like [`Session::lost`](super::Session::lost), for the node where the transaction is.
+    /// Like [`Session::lost`](super::Session::lost), for the node where the transaction is. Also
+    /// resolves, with `TxnKilled`, when an operator or a limit of the server has ended the
+    /// transaction while its session goes on: the caller stops the work under its locks, and then
+    /// ends it. The server does not wait for that longer than until the [deadline](Self::deadline).
     ///
     /// # Cancel safety
     /// Nothing is lost: a later call resolves with the same reason.
     pub async fn lost(&self) -> Error {
-        let handle = self.handle();
-        handle.shared.lost().await
+        let (handle, txn_number) = self.place();
+        let shared = &handle.shared;
+        tokio::select! {
+            biased;
+            why = shared.lost() => why,
+            why = shared.txn_lost(&txn_number) => why,
+        }
     }
 
-    /// The reason why the session is lost at the node where the transaction is, if it is.
+    /// The reason why the transaction, or the session at the node where it is, is lost, if it is.
     pub fn lost_now(&self) -> Option<Error> {
-        self.placement.lock().handle.shared.lost.borrow().clone()
+        let (handle, txn_number) = self.place();
+        let lost = handle.shared.lost.borrow().clone();
+        lost.or_else(|| handle.shared.loss_of(&txn_number))
     }
 
     /// Like [`Session::deadline`](super::Session::deadline), for the node where the transaction is.
+    /// It does not move on once the transaction is [lost](Self::lost).
     pub fn deadline(&self) -> Time {
-        *self.placement.lock().handle.shared.deadline.borrow()
+        let (handle, txn_number) = self.place();
+        let deadline = *handle.shared.deadline.borrow();
+        handle.shared.outbox.lost_deadline(&txn_number).map_or(deadline, |lost| lost.min(deadline))
     }
 
     /// Like [`Session::watch_deadline`](super::Session::watch_deadline), for the node where the
-    /// transaction is.
+    /// transaction is. Once the transaction is [lost](Self::lost), what it shows does not count.
     pub fn watch_deadline(&self) -> watch::Receiver<Time> {
         self.placement.lock().handle.shared.deadline.subscribe()
     }

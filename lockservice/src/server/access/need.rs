@@ -101,6 +101,8 @@ mod tests {
             ("/lockservice.v1.Admin/ListSessions", Need::Operator),
             ("/lockservice.v1.Admin/ListTxns", Need::Operator),
             ("/lockservice.v1.Admin/KillSession", Need::Operator),
+            ("/lockservice.v1.Admin/KillTxn", Need::Operator),
+            ("/lockservice.v1.Admin/ForceRelease", Need::Operator),
             // One that a later version adds.
             ("/lockservice.v1.Admin/Drain", Need::Operator),
             ("/lockservice.v1.Peer/Report", Need::Peer),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `connecting.rs` | the way to a server |
 //! | `holding.rs` | locks and waits |
+//! | `losses.rs` | transactions that an operator ends |
 //! | `broken.rs` | broken connections |
 //! | `commits.rs` | commits |
 //! | `deadlines.rs` | deadlines and time-outs |
@@ -13,6 +14,7 @@ mod commits;
 mod connecting;
 mod deadlines;
 mod holding;
+mod losses;
 
 use std::time::Duration;
 

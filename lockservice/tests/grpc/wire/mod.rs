@@ -6,11 +6,13 @@
 //! | `calls.rs` | the unary calls |
 //! | `connections.rs` | connections |
 //! | `lists.rs` | lists |
+//! | `losses.rs` | transactions that an operator ends |
 
 mod calls;
 mod connections;
 mod frames;
 mod lists;
+mod losses;
 
 use lockservice::client::Client;
 use lockservice::proto;

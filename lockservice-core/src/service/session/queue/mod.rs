@@ -63,6 +63,7 @@ use tokio::sync::oneshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Sequence;
 use crate::service::OpResponse;
+use crate::service::session::loss::Loss;
 use crate::service::session::queue::arrival::Queued;
 use crate::service::session::queue::in_order::InOrder;
 use crate::service::session::queue::result::Decided;
@@ -81,6 +82,8 @@ pub(in crate::service) type Waiting = oneshot::Sender<Result<OpResponse>>;
 #[derive(Debug)]
 pub(in crate::service) struct TxnQueue {
     pub(in crate::service) txn: Arc<TxnRecord>,
+    /// Whether it was killed, and its client knows.
+    pub(in crate::service) loss: Loss,
     /// The sequence that is decided next.
     next: Sequence,
     /// Arrived but not decided. The first may be running. One that runs since it arrived is not
@@ -123,6 +126,7 @@ impl TxnQueue {
     pub(in crate::service) fn new(txn: Arc<TxnRecord>) -> Self {
         Self {
             txn,
+            loss: Loss::No,
             next: Sequence::FIRST,
             queue: InOrder::new(),
             decided: InOrder::new(),
