@@ -47,6 +47,7 @@
 //! | `tls`, `reload` | certificates, and handshakes; files that are read again when they change |
 //! | `token` | bearer tokens, and what a server keeps of them |
 //! | `frame` | the frames of session streams, as bytes |
+//! | `stream` | the bytes of a connection, in plain text or with TLS |
 //! | `cli` | the command line |
 
 pub use lockservice_core as core;
@@ -74,6 +75,8 @@ mod reload;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod store;
+#[cfg(any(feature = "server", feature = "client"))]
+mod stream;
 #[cfg(all(feature = "tls", any(feature = "server", feature = "client")))]
 mod tls;
 #[cfg(feature = "server")]

@@ -35,6 +35,7 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     memory::give_back();
     origin.say(json);
     limits::allow_connections(config.server.connections_max, json);
+    limits::warn_of_shares(&config, json);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

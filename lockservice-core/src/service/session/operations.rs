@@ -254,7 +254,7 @@ impl Session {
                 self.inner.engine.savepoint(txn.at_engine()).map(OpResponse::Savepoint)
             }
             Step::RollBackTo(savepoint) => {
-                let released = self.inner.engine.roll_back_to(txn.at_engine(), savepoint);
+                let released = self.inner.roll_back_to(&txn, savepoint);
                 if released.is_ok() {
                     let mut state = self.record.state.lock();
                     state.with_queue(number, |queue, _| queue.rolled_back_to(savepoint));

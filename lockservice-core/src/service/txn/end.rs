@@ -4,12 +4,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::error::Result;
 use crate::id::{TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::service::ServiceInner;
 use crate::service::tables::{RETRY_FIRST, RETRY_MOST};
 use crate::service::txn::TxnRecord;
-use crate::table::Commit;
+use crate::table::{Commit, Savepoint};
 
 impl ServiceInner {
     /// Releases chosen items, and returns their number.
@@ -21,7 +22,18 @@ impl ServiceInner {
         commit: Option<Commit>,
     ) -> usize {
         let bound = self.tables.served(table);
-        bound.map_or(0, |bound| self.engine.unlock(txn.at_engine(), &bound, items, commit))
+        let released =
+            bound.map_or(0, |bound| self.engine.unlock(txn.at_engine(), &bound, items, commit));
+        self.give_room_back(txn);
+        released
+    }
+
+    /// Releases what was locked since a savepoint, and returns the number of items. Fails as the
+    /// engine does.
+    pub(crate) fn roll_back_to(&self, txn: &TxnRecord, savepoint: Savepoint) -> Result<usize> {
+        let released = self.engine.roll_back_to(txn.at_engine(), savepoint)?;
+        self.give_room_back(txn);
+        Ok(released)
     }
 
     /// Makes chosen items weaker, and returns how many were stronger.
@@ -50,6 +62,9 @@ impl ServiceInner {
         self.count_end(txn);
         if txn.has_name() {
             self.named_txns.remove_if(&txn.id, |_| true);
+        }
+        if let Some(charge) = txn.charge() {
+            charge.give_back();
         }
         self.txns.leave();
         self.departures.note();

@@ -7,6 +7,7 @@
 //! | `record.rs` | a transaction as the service knows it |
 //! | `lock.rs` | the lock call: `lock`, then `still_good`; what a lock rests on |
 //! | `end.rs` | unlock, end, abandon |
+//! | `room.rs` | the memory of its locks, within the limit of its client |
 //! | `live.rs` | the validating transactions that are alive, and their report |
 //! | `row.rs` | rows that are locked at once |
 //! | `waits.rs` | the lock calls of a session that wait, and the conflicting holders |
@@ -22,6 +23,7 @@ mod end;
 pub(in crate::service) mod live;
 mod lock;
 mod record;
+mod room;
 pub(in crate::service) mod row;
 pub(in crate::service) mod slow;
 pub(in crate::service) mod waits;
@@ -66,7 +68,7 @@ impl LockService {
     /// transactions is reached; end some first.
     pub fn begin(&self, options: TxnOptions) -> Result<Txn> {
         let began = self.inner.parts.env.now();
-        let record = self.inner.begin(began, &options, None)?;
+        let record = self.inner.begin(began, &options, None, None)?;
         Ok(Txn {
             inner: Arc::clone(&self.inner),
             record,
@@ -209,7 +211,7 @@ impl Txn {
     /// # }
     /// ```
     pub fn roll_back_to(&self, savepoint: Savepoint) -> Result<usize> {
-        self.inner.engine.roll_back_to(self.record.at_engine(), savepoint)
+        self.inner.roll_back_to(&self.record, savepoint)
     }
 
     /// Ends the transaction, releases everything, and returns how many rows and ranges that were.

@@ -6,6 +6,7 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::service::session::Renewals;
+use crate::service::session::quota::TxnCharge;
 use crate::service::{ServiceInner, TxnOptions};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::TxnHandle;
@@ -24,6 +25,8 @@ pub(crate) struct TxnRecord {
     /// it surely cannot commit) or has ended.
     at_engine: TxnHandle,
     pub(in crate::service) held_since: HeldSince,
+    /// What it takes of the quota of its client, if that is bounded.
+    charge: Option<TxnCharge>,
 }
 
 /// When a transaction was first granted a lock, if that is measured.
@@ -55,7 +58,20 @@ impl TxnRecord {
         session: Option<Arc<Renewals>>,
     ) -> Self {
         let at_engine = TxnHandle::new(id);
-        Self { id, label, session, at_engine, held_since: HeldSince::default() }
+        Self { id, label, session, at_engine, held_since: HeldSince::default(), charge: None }
+    }
+
+    /// It is charged to its client.
+    fn charged(mut self, charge: Option<TxnCharge>) -> Self {
+        if let Some(charge) = &charge {
+            self.at_engine.allow(charge.reserved());
+        }
+        self.charge = charge;
+        self
+    }
+
+    pub(super) const fn charge(&self) -> Option<&TxnCharge> {
+        self.charge.as_ref()
     }
 
     /// The client of its session; empty for an embedder.
@@ -105,12 +121,13 @@ impl Drop for CallInFlight {
 }
 
 impl ServiceInner {
-    /// Begins a transaction. `now` was just read.
+    /// Begins a transaction, of a session that has this `charge` for it. `now` was just read.
     pub(crate) fn begin(
         &self,
         now: Time,
         options: &TxnOptions,
         session: Option<Arc<Renewals>>,
+        charge: Option<TxnCharge>,
     ) -> Result<Arc<TxnRecord>> {
         self.check_serving_at(now)?;
         if options.label.len() > LABEL_BYTES_MAX {
@@ -124,7 +141,7 @@ impl ServiceInner {
         self.txns.enter()?;
         let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
         let label = options.label.as_str().into();
-        let record = Arc::new(TxnRecord::new(id, label, session));
+        let record = Arc::new(TxnRecord::new(id, label, session).charged(charge));
         if record.has_name() {
             self.named_txns.upsert(id, || Arc::clone(&record), |_| ());
         }
