@@ -24,7 +24,7 @@ use lockservice_core::{GroupName, SessionHandle, TableName, TableRef};
 use super::exit::Failure;
 use crate::client::Client;
 
-pub(crate) use self::bench::{BenchArgs, BenchServerArgs, Serves};
+pub(crate) use self::bench::{BenchArgs, BenchFloodArgs, BenchServerArgs, Serves};
 pub(crate) use self::certs::CertsArgs;
 pub(crate) use self::credentials::CredentialArgs;
 pub(crate) use self::lock::LockArgs;
@@ -92,6 +92,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     #[command(name = "__bench_server", hide = true)]
     BenchServer(BenchServerArgs),
+    #[command(name = "__bench_flood", hide = true)]
+    BenchFlood(BenchFloodArgs),
     #[command(name = "__supervise", hide = true)]
     Supervise(SuperviseArgs),
     #[command(name = "__exec", hide = true)]
