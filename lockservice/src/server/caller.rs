@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use lockservice_core::service::{Quota, QuotaOwner};
 use lockservice_core::{Error, ErrorKind, Result};
@@ -23,8 +24,12 @@ use super::turns::Turns;
 /// The number of clients that are kept without a check of their use.
 const UNUSED_MAX: usize = 1_000;
 
-/// The most lists of one client at a time: a quarter of those that a node sends.
+/// The most lists of one client at a time: a quarter of those that a node sends. Further ones wait
+/// their turn.
 const LISTS_MAX: usize = 16;
+
+/// The longest time that a list waits for others of its client: as long as one may take.
+const LIST_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// The most TLS handshakes with one address at a time. Each takes about a millisecond of one
 /// processor, and further ones wait.
@@ -87,16 +92,23 @@ impl Client {
         extensions.get().cloned()
     }
 
-    /// Counts a list, until the returned value is dropped. Fails with `ResourceExhausted` if the
-    /// client has as many as it may.
-    pub(super) fn begin_list(&self) -> Result<OwnedSemaphorePermit> {
-        Arc::clone(&self.lists).try_acquire_owned().map_err(|_| {
-            Error::new(
-                ErrorKind::ResourceExhausted,
-                "too many lists of one client at once: wait until one has ended",
-            )
-            .with("limit", LISTS_MAX)
-        })
+    /// Resolves when the client may have one more list, until the returned value is dropped. Fails
+    /// with `ResourceExhausted` if that takes too long.
+    pub(super) fn begin_list(
+        &self,
+    ) -> impl Future<Output = Result<OwnedSemaphorePermit>> + Send + use<> {
+        let place = Arc::clone(&self.lists).acquire_owned();
+        async move {
+            match tokio::time::timeout(LIST_WAIT_MAX, place).await {
+                Ok(Ok(place)) => Ok(place),
+                // Nothing closes the semaphore.
+                Ok(Err(_)) | Err(_) => Err(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    "too many lists of one client at once: wait until one has ended",
+                )
+                .with("limit", LISTS_MAX)),
+            }
+        }
     }
 }
 

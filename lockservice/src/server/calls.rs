@@ -110,22 +110,21 @@ impl Calls {
             return Ok((caller, None));
         };
         let client = connection.client(&caller);
-        let path = request.uri().path();
-        let call = Arc::new(client.quota.open_call(RELEASES.contains(&path))?);
-        let list = if path.starts_with(LISTS) { Some(client.begin_list()?) } else { None };
-        Ok((caller, Some(Charged { client, open: Open { call, _list: list } })))
+        let releases = RELEASES.contains(&request.uri().path());
+        let call = Arc::new(client.quota.open_call(releases)?);
+        Ok((caller, Some(Charged { client, call })))
     }
 }
 
 /// A call that its client is charged for.
 struct Charged {
     client: Client,
-    open: Open,
+    call: Arc<OpenCall>,
 }
 
 /// A call is open until its last response is sent.
 struct Open {
-    call: Arc<OpenCall>,
+    _call: Arc<OpenCall>,
     _list: Option<OwnedSemaphorePermit>,
 }
 
@@ -164,17 +163,26 @@ where
             }
         };
         request.extensions_mut().insert(caller);
-        let Some(Charged { client, open }) = charged else {
+        let Some(Charged { client, call }) = charged else {
             let response = self.service.call(request);
             return Box::pin(async move { Ok(counted.end(response.await?)) });
         };
         let turns = client.turns.clone();
+        let list = request.uri().path().starts_with(LISTS).then(|| client.begin_list());
         request.extensions_mut().insert(client);
         let most = self.calls.message_bytes_max;
-        let request = request.map(|body| Body::new(Arriving::new(body, &open.call, most)));
+        let request = request.map(|body| Body::new(Arriving::new(body, &call, most)));
         let response = turns.run(Box::pin(self.service.call(request)));
         Box::pin(async move {
+            let list = match list {
+                Some(list) => match list.await {
+                    Ok(list) => Some(list),
+                    Err(e) => return Ok(counted.end(to_status(&e).into_http())),
+                },
+                None => None,
+            };
             let response = counted.end(response.await?);
+            let open = Open { _call: call, _list: list };
             Ok(response.map(|body| Body::new(ResponseBody { body, _open: open })))
         })
     }

@@ -1,5 +1,6 @@
 //! A session belongs to the identity that opened it.
 
+use lockservice::proto::admin_client::AdminClient;
 use lockservice::proto::locks_client::LocksClient;
 use lockservice::proto::{self, client_op::Op, server_op::Response};
 use tonic::transport::Channel;
@@ -211,4 +212,49 @@ async fn each_identity_has_limits_of_its_own_which_are_read_again_and_other_iden
     }
     let (code, ..) = said(more.open_session(with(hello(), Some(&small))).await);
     assert_eq!(code, Code::ResourceExhausted, "three are allowed");
+}
+
+#[tokio::test]
+async fn lists_of_one_identity_that_are_not_read_take_no_place_from_those_of_another() {
+    let (one, other) = (Token::new(), Token::new());
+    let identities = format!(
+        "{}{}",
+        identity("one", "'client'", &one, ""),
+        identity("other", "'client'", &other, "")
+    );
+    // No place is given up because nobody reads.
+    let guarded = Guarded::start_with(&identities, "[server]\nwrite_ms_max = 600_000\n");
+    let mut locks = LocksClient::new(channel(&guarded).await);
+    let (one, other) = (bearer(&one), bearer(&other));
+    let session = open(&mut locks, &one).await;
+    // More than an unread connection accepts.
+    for number in 1..=2 {
+        let mut rows = lock(session, number);
+        let row = |n: u32| format!("{number} {n}").into();
+        rows.lock.as_mut().expect("it has one").rows = (0..20_000).map(row).collect();
+        locks.lock(with(rows, Some(&one))).await.expect("free");
+    }
+    // More than the server has places in all.
+    let (begun, mut began) = tokio::sync::mpsc::channel(100);
+    for _ in 0..80 {
+        let (mut wire, begun) = (AdminClient::new(channel(&guarded).await), begun.clone());
+        let request = with(proto::ListLocksRequest::default(), Some(&*one));
+        tokio::spawn(async move {
+            let list = wire.list_locks(request).await;
+            // It is not read.
+            let _ = begun.send((wire, list)).await;
+        });
+    }
+    let mut unread = Vec::new();
+    for _ in 0..16 {
+        unread.push(began.recv().await.expect("it has a place"));
+    }
+    let mut admin = AdminClient::new(channel(&guarded).await);
+    for _ in 0..20 {
+        let request = with(proto::ListWaitsRequest::default(), Some(&*other));
+        let list = tokio::time::timeout(DEADLINE, admin.list_waits(request)).await;
+        let mut list = list.expect("it has a place").expect("it begins").into_inner();
+        assert_eq!(list.message().await.expect("its end"), None);
+    }
+    drop(unread);
 }

@@ -127,6 +127,9 @@ pub(crate) struct BenchFloodArgs {
     /// The file of the token that it presents.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// How much less of the processor it is to get than others: 0 to 19.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) nice: i32,
 }
 
 /// The work of a benchmark's server.

@@ -12,12 +12,12 @@ use futures::future::{BoxFuture, FutureExt as _};
 use hyper_util::rt::TokioIo;
 use prost::bytes::Bytes;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 use tower_service::Service;
 
 use crate::cli::args::BenchFloodArgs;
@@ -48,25 +48,30 @@ const WAITS: u64 = 100;
 #[derive(Debug, Default)]
 struct Done {
     calls: AtomicU64,
+    /// At a limit.
     refused: AtomicU64,
+    /// Notified of the first refusal at a limit.
+    at_limit: Notify,
 }
 
 impl Done {
     fn note<T>(&self, result: Result<T, Status>) -> Option<T> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         result
-            .inspect_err(|_| {
-                self.refused.fetch_add(1, Ordering::Relaxed);
+            .inspect_err(|status| {
+                if status.code() == Code::ResourceExhausted {
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    self.at_limit.notify_one();
+                }
             })
             .ok()
     }
 }
 
-/// The hidden command: floods until stdin ends.
+/// The hidden command: floods until stdin ends. Says so once the first limit was reached.
 pub(crate) fn flood(args: &BenchFloodArgs) -> Result<(), Failure> {
     let os = |why: String| Failure::new(exit::OS, "os", why);
-    // The server is to have the processor.
-    rustix::process::nice(19).map_err(|error| os(format!("cannot be nice: {error}")))?;
+    rustix::process::nice(args.nice).map_err(|error| os(format!("cannot be nice: {error}")))?;
     crate::cli::signals::every()
         .thread_unblock()
         .map_err(|error| crate::cli::no_runtime(error.into()))?;
@@ -80,6 +85,7 @@ pub(crate) fn flood(args: &BenchFloodArgs) -> Result<(), Failure> {
         for _ in 0..CONNECTIONS {
             flooder.begin().await.map_err(|error| os(format!("cannot connect: {error}")))?;
         }
+        done.at_limit.notified().await;
         say("flooding");
         super::super::child::end_of_stdin().await;
         Ok::<_, Failure>(())
@@ -87,7 +93,7 @@ pub(crate) fn flood(args: &BenchFloodArgs) -> Result<(), Failure> {
     runtime.shutdown_background();
     let number = |of: &AtomicU64| of.load(Ordering::Relaxed);
     say(&format!(
-        "{} calls and operations, {} refused",
+        "{} calls and operations, {} refused at a limit",
         number(&done.calls),
         number(&done.refused)
     ));
@@ -201,8 +207,13 @@ impl Flooder {
                 while let Some(frame) = responses.next().await {
                     let Some(frame) = done.note(frame) else { return };
                     for op in frame.ops {
-                        let refused = matches!(op.response, Some(Response::Error(_)));
-                        done.note(if refused { Err(Status::aborted("")) } else { Ok(()) });
+                        done.note(match op.response {
+                            Some(Response::Error(e)) if e.kind == "resource_exhausted" => {
+                                Err(Status::resource_exhausted(e.message))
+                            }
+                            Some(Response::Error(e)) => Err(Status::aborted(e.message)),
+                            _ => Ok(()),
+                        });
                     }
                 }
             });

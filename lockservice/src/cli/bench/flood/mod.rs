@@ -3,8 +3,8 @@
 //!
 //! The server is one that is started for this. In each round the callers have a turn beside a flood
 //! and one without. The flood comes from a process of its own and from another address of loopback,
-//! so that it is another client than the callers. It runs at the lowest priority: the processor
-//! that it needs itself is not that of the server.
+//! so that it is another client than the callers. It runs at a low priority: what counts is the time
+//! of the server that it takes, and not that of the processor that it needs itself.
 //!
 //! | file | noun |
 //! |---|---|
@@ -29,6 +29,9 @@ use super::turn::{self, Looping};
 use crate::cli::args::BenchArgs;
 use crate::cli::exit::{Failure, say_note};
 use crate::cli::output::Output;
+
+/// The priority of the flood: it gets a tenth of a processor that others want too.
+const NICE: &str = "10";
 
 /// The longest time that a flood may take to begin, or to end.
 const PHASE_MAX: Duration = Duration::from_secs(20);
@@ -104,7 +107,7 @@ impl Flood {
         let unstarted = |error| failed("cannot start a flood").with_source(error);
         let mut child = Command::new("/proc/self/exe")
             .arg0("lockservice")
-            .args(["__bench_flood", address])
+            .args(["__bench_flood", address, "--nice", NICE])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)
