@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::convert::{self, to_status as status};
 use crate::proto;
+use crate::server::caller::Client;
 use crate::server::{Principal, ServerSettings, ServiceHost, Slot, kill};
 
 /// The largest number of lists that are sent at the same time. Each holds a slice and the lines
@@ -49,24 +50,35 @@ impl AdminApi {
 
     /// Sends at most `lines_max` lines, made slice by slice as the client reads them. The last line
     /// says if there are more. A list that is not finished in time ends with an error.
-    async fn send<L: List>(
+    async fn send<T, L: List>(
         &self,
+        request: &Request<T>,
         make: impl Future<Output = Result<L, Status>>,
     ) -> Result<Response<ReceiverStream<Result<L::Line, Status>>>, Status> {
         let until = Instant::now() + LIST_TIME_MAX;
+        let client = Client::of(request.extensions());
         let begin = timeout_at(until, async {
+            // First among those of its client: one that requests many takes no place from others.
+            let own = match &client {
+                Some(client) => client.list_place().await,
+                None => None,
+            };
             let place = Arc::clone(&self.lists).acquire_owned().await;
             let place = place.map_err(|_| Status::unavailable("the server is stopping"))?;
-            Ok::<_, Status>((place, make.await?))
+            Ok::<_, Status>(((own, place), make.await?))
         });
         let (place, list) = begin.await.map_err(|_| too_slow("other lists take too long"))??;
         // One place is added for the error at the end.
         let (out, lines) = mpsc::channel(LINES_WAITING_MAX + 1);
         let (lines_max, write_max) = (self.lines_max, self.write_max);
-        tokio::spawn(async move {
+        let delivered = async move {
             let _place = place;
             deliver(list, lines_max, write_max, until, out).await;
-        });
+        };
+        match client {
+            Some(client) => drop(tokio::spawn(client.turns.run(Box::pin(delivered)))),
+            None => drop(tokio::spawn(delivered)),
+        }
         Ok(Response::new(ReceiverStream::new(lines)))
     }
 }
@@ -238,7 +250,7 @@ impl proto::admin_server::Admin for AdminApi {
     ) -> Result<Response<Self::ListLocksStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
         may_list(&request, table.as_ref())?;
-        self.send(async { Ok(self.host()?.current().lock_list(table.as_ref())) }).await
+        self.send(&request, async { Ok(self.host()?.current().lock_list(table.as_ref())) }).await
     }
 
     async fn list_waits(
@@ -247,7 +259,7 @@ impl proto::admin_server::Admin for AdminApi {
     ) -> Result<Response<Self::ListWaitsStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
         may_list(&request, table.as_ref())?;
-        self.send(async { Ok(self.host()?.current().wait_list(table.as_ref())) }).await
+        self.send(&request, async { Ok(self.host()?.current().wait_list(table.as_ref())) }).await
     }
 
     async fn get_node(
@@ -275,16 +287,16 @@ impl proto::admin_server::Admin for AdminApi {
 
     async fn list_sessions(
         &self,
-        _request: Request<proto::ListSessionsRequest>,
+        request: Request<proto::ListSessionsRequest>,
     ) -> Result<Response<Self::ListSessionsStream>, Status> {
-        self.send(async { Ok(self.host()?.current().session_list()) }).await
+        self.send(&request, async { Ok(self.host()?.current().session_list()) }).await
     }
 
     async fn list_txns(
         &self,
-        _request: Request<proto::ListTxnsRequest>,
+        request: Request<proto::ListTxnsRequest>,
     ) -> Result<Response<Self::ListTxnsStream>, Status> {
-        self.send(async { Ok(self.host()?.current().txn_list()) }).await
+        self.send(&request, async { Ok(self.host()?.current().txn_list()) }).await
     }
 
     async fn kill_session(
@@ -303,7 +315,7 @@ impl proto::admin_server::Admin for AdminApi {
             let status = self.host()?.allocator().status().await.map_err(|e| status(&e))?;
             Ok(Binds(status.binds.into_iter()))
         };
-        self.send(binds).await
+        self.send(&request, binds).await
     }
 }
 

@@ -9,10 +9,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
 
 use lockservice_core::service::{Quota, QuotaOwner};
-use lockservice_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Extensions;
@@ -27,9 +25,6 @@ const UNUSED_MAX: usize = 1_000;
 /// The most lists of one client at a time: a quarter of those that a node sends. Further ones wait
 /// their turn.
 const LISTS_MAX: usize = 16;
-
-/// The longest time that a list waits for others of its client: as long as one may take.
-const LIST_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// The most TLS handshakes with one address at a time. Each takes about a millisecond of one
 /// processor, and further ones wait.
@@ -92,23 +87,13 @@ impl Client {
         extensions.get().cloned()
     }
 
-    /// Resolves when the client may have one more list, until the returned value is dropped. Fails
-    /// with `ResourceExhausted` if that takes too long.
-    pub(super) fn begin_list(
-        &self,
-    ) -> impl Future<Output = Result<OwnedSemaphorePermit>> + Send + use<> {
-        let place = Arc::clone(&self.lists).acquire_owned();
-        async move {
-            match tokio::time::timeout(LIST_WAIT_MAX, place).await {
-                Ok(Ok(place)) => Ok(place),
-                // Nothing closes the semaphore.
-                Ok(Err(_)) | Err(_) => Err(Error::new(
-                    ErrorKind::ResourceExhausted,
-                    "too many lists of one client at once: wait until one has ended",
-                )
-                .with("limit", LISTS_MAX)),
-            }
-        }
+    /// Resolves when the client may have one more list, until the returned value is dropped.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; the place in the queue is lost.
+    pub(super) async fn list_place(&self) -> Option<OwnedSemaphorePermit> {
+        // Nothing closes the semaphore.
+        Arc::clone(&self.lists).acquire_owned().await.ok()
     }
 }
 

@@ -20,7 +20,6 @@ use lockservice_core::clock::{Clock as _, SystemClock, Time};
 use lockservice_core::service::OpenCall;
 use lockservice_core::{Error, ErrorKind, Result};
 use prost::bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
@@ -44,9 +43,6 @@ const RELEASES: [&str; 8] = [
     "/lockservice.v1.Locks/KeepSession",
     "/lockservice.v1.Admin/KillSession",
 ];
-
-/// Calls with this begin are lists.
-const LISTS: &str = "/lockservice.v1.Admin/List";
 
 /// Makes [`Checked`] services, for one listener.
 #[derive(Debug)]
@@ -122,12 +118,6 @@ struct Charged {
     call: Arc<OpenCall>,
 }
 
-/// A call is open until its last response is sent.
-struct Open {
-    _call: Arc<OpenCall>,
-    _list: Option<OwnedSemaphorePermit>,
-}
-
 /// A service that gets only calls whose callers may make them, within their limits. The
 /// [`Principal`] is among the extensions of each, and the [`Client`] if it is bounded.
 #[derive(Clone, Debug)]
@@ -168,22 +158,14 @@ where
             return Box::pin(async move { Ok(counted.end(response.await?)) });
         };
         let turns = client.turns.clone();
-        let list = request.uri().path().starts_with(LISTS).then(|| client.begin_list());
         request.extensions_mut().insert(client);
         let most = self.calls.message_bytes_max;
         let request = request.map(|body| Body::new(Arriving::new(body, &call, most)));
         let response = turns.run(Box::pin(self.service.call(request)));
         Box::pin(async move {
-            let list = match list {
-                Some(list) => match list.await {
-                    Ok(list) => Some(list),
-                    Err(e) => return Ok(counted.end(to_status(&e).into_http())),
-                },
-                None => None,
-            };
             let response = counted.end(response.await?);
-            let open = Open { _call: call, _list: list };
-            Ok(response.map(|body| Body::new(ResponseBody { body, _open: open })))
+            // The call is open until its last response is sent.
+            Ok(response.map(|body| Body::new(ResponseBody { body, _call: call })))
         })
     }
 }
@@ -209,7 +191,7 @@ impl Counted {
 /// The responses of a call, which is open as long as they are.
 struct ResponseBody {
     body: Body,
-    _open: Open,
+    _call: Arc<OpenCall>,
 }
 
 impl http_body::Body for ResponseBody {
