@@ -49,7 +49,7 @@ impl Flooded {
             )
         };
         let limits = format!(
-            "limits = {{ sessions_max = 50, txns_max = 5_000, ops_max = 2_000, calls_max = 200, \
+            "limits = {{ sessions_max = 20, txns_max = 5_000, ops_max = 500, calls_max = 200, \
              kept_bytes_max = {KEPT_BYTES}, lock_bytes_max = {LOCK_BYTES} }}"
         );
         let file = folder.path().join("identities.toml");
