@@ -79,12 +79,13 @@ impl Flooded {
         }
     }
 
-    /// Begins the flood, and waits until it floods.
+    /// Begins the flood, and waits until it is refused something.
     fn flood(&self) -> Running {
         let file = self.tokens[0].1.path().to_str().expect("text");
         let mut command = lockservice(&["__bench_flood", &self.address, "--token-file", file]);
         let mut flood = Running::start(command.stdin(Stdio::piped()));
         assert_eq!(flood.line(), "flooding");
+        assert_eq!(flood.line(), "at a limit");
         flood
     }
 

@@ -33,16 +33,19 @@ const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
 /// The TTL of the sessions: the shortest.
 const TTL_MS: u64 = 1_000;
-/// Connections, each with a share of everything.
-const CONNECTIONS: usize = 4;
+/// Connections, each with a stream of one kind, and with calls of all kinds.
+const CONNECTIONS: usize = 6;
 /// Rows of a giant message: the most that a server accepts.
 const GIANT_ROWS: usize = 20_000;
 /// The length of a key in a giant message.
 const GIANT_KEY_BYTES: usize = 150;
 /// Operations of a message of many.
-const MANY_OPS: u64 = 20_000;
+const MANY_OPS: u64 = 4_000;
 /// Lock calls in one frame that wait.
 const WAITS: u64 = 100;
+
+/// The frame of a stream whose next operation has this number. Giant ones have these rows.
+type Frames = fn(u64, &[Bytes]) -> ClientFrame;
 
 /// What was done. `Relaxed`: only the numbers count.
 #[derive(Debug, Default)]
@@ -68,7 +71,8 @@ impl Done {
     }
 }
 
-/// The hidden command: floods until stdin ends. Says so once the first limit was reached.
+/// The hidden command: floods until stdin ends. Says when it does, when a limit was
+/// first reached, and at last what was done.
 pub(crate) fn flood(args: &BenchFloodArgs) -> Result<(), Failure> {
     let os = |why: String| Failure::new(exit::OS, "os", why);
     rustix::process::nice(args.nice).map_err(|error| os(format!("cannot be nice: {error}")))?;
@@ -82,12 +86,16 @@ pub(crate) fn flood(args: &BenchFloodArgs) -> Result<(), Failure> {
     let done = Arc::<Done>::default();
     runtime.block_on(async {
         let flooder = Flooder::new(args, Arc::clone(&done))?;
-        for _ in 0..CONNECTIONS {
-            flooder.begin().await.map_err(|error| os(format!("cannot connect: {error}")))?;
+        for frames in [waits as Frames, giants, many].into_iter().cycle().take(CONNECTIONS) {
+            flooder.begin(frames).await.map_err(|error| os(format!("cannot connect: {error}")))?;
         }
-        done.at_limit.notified().await;
         say("flooding");
-        super::super::child::end_of_stdin().await;
+        let mut ended = std::pin::pin!(super::super::child::end_of_stdin());
+        tokio::select! {
+            () = done.at_limit.notified() => say("at a limit"),
+            () = &mut ended => return Ok(()),
+        }
+        ended.await;
         Ok::<_, Failure>(())
     })?;
     runtime.shutdown_background();
@@ -128,7 +136,7 @@ impl Flooder {
     }
 
     /// Opens a connection, and floods over it.
-    async fn begin(&self) -> Result<(), tonic::transport::Error> {
+    async fn begin(&self, frames: Frames) -> Result<(), tonic::transport::Error> {
         let channel = self.connect().await?;
         for _ in 0..4 {
             tokio::spawn(self.clone().sessions(channel.clone()));
@@ -136,9 +144,7 @@ impl Flooder {
         }
         tokio::spawn(self.clone().lists(channel.clone()));
         tokio::spawn(self.clone().connections());
-        for frames in [waits, giants, many] {
-            tokio::spawn(self.clone().stream(channel.clone(), frames));
-        }
+        tokio::spawn(self.clone().stream(channel.clone(), frames));
         Ok(())
     }
 
@@ -191,7 +197,7 @@ impl Flooder {
     }
 
     /// A session stream that sends these frames, and another one when it has ended.
-    async fn stream(self, channel: Channel, frames: fn(u64) -> ClientFrame) {
+    async fn stream(self, channel: Channel, frames: Frames) {
         let mut locks = LocksClient::new(channel).max_decoding_message_size(16 << 20);
         loop {
             let (out, sent) = mpsc::channel(2);
@@ -217,9 +223,9 @@ impl Flooder {
                     }
                 }
             });
-            let mut next = 1;
+            let (mut next, giant_rows) = (1, giant_rows());
             while !reading.is_finished() {
-                let frame = frames(next);
+                let frame = frames(next, &giant_rows);
                 next += frame.ops.len() as u64;
                 if out.send(frame).await.is_err() {
                     break;
@@ -251,7 +257,7 @@ fn end(number: u64) -> ClientOp {
 }
 
 /// Calls that wait for one row: the first of each session has it, or waits for that of another.
-fn waits(next: u64) -> ClientFrame {
+fn waits(next: u64, _: &[Bytes]) -> ClientFrame {
     let row = Bytes::from_static(b"hot");
     ClientFrame {
         ops: (next..next + WAITS).map(|number| lock(number, vec![row.clone()])).collect(),
@@ -259,14 +265,16 @@ fn waits(next: u64) -> ClientFrame {
 }
 
 /// One call for as many rows as are allowed, and its end.
-fn giants(next: u64) -> ClientFrame {
-    let row =
-        |n: usize| Bytes::from(format!("{next:020}{n:0width$}", width = GIANT_KEY_BYTES - 20));
-    ClientFrame { ops: vec![lock(next, (0..GIANT_ROWS).map(row).collect()), end(next)] }
+fn giants(next: u64, rows: &[Bytes]) -> ClientFrame {
+    ClientFrame { ops: vec![lock(next, rows.to_vec()), end(next)] }
+}
+
+fn giant_rows() -> Vec<Bytes> {
+    (0..GIANT_ROWS).map(|n| Bytes::from(format!("{n:0width$}", width = GIANT_KEY_BYTES))).collect()
 }
 
 /// Many small operations.
-fn many(next: u64) -> ClientFrame {
+fn many(next: u64, _: &[Bytes]) -> ClientFrame {
     let each =
         |number: u64| [lock(number, vec![Bytes::from(format!("many {number}"))]), end(number)];
     ClientFrame { ops: (next..next + MANY_OPS / 2).flat_map(each).collect() }

@@ -126,7 +126,11 @@ impl Flood {
     async fn stop(self) -> Result<String> {
         let Self { mut child, stdin, mut lines } = self;
         drop(stdin);
-        let done = next_line(&mut lines).await?;
+        let mut done = next_line(&mut lines).await?;
+        if let Ok(Some(last)) = lines.next_line().await {
+            // The first said that a limit was reached.
+            done = last;
+        }
         // One that does not end is killed when it is dropped.
         drop(tokio::time::timeout(PHASE_MAX, child.wait()).await);
         Ok(done)
