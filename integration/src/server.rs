@@ -40,6 +40,10 @@ pub struct Server {
     stderr: PathBuf,
     /// The number of its first incarnation.
     pub incarnation: u64,
+    /// Where other nodes reach it; `None` with a store that it has to itself.
+    pub peer_address: Option<String>,
+    /// Where it serves metrics, if it does.
+    pub metrics_address: Option<String>,
 }
 
 impl Place {
@@ -129,7 +133,9 @@ impl Place {
         assert_eq!(ready["event"], "ready", "{line}");
         let incarnation =
             ready["incarnation"].as_u64().expect("the ready line names the incarnation");
-        Server { child, _stdout: stdout, stderr, incarnation }
+        let address = |key: &str| ready[key].as_str().map(str::to_owned);
+        let (peer_address, metrics_address) = (address("peer_address"), address("metrics_address"));
+        Server { child, _stdout: stdout, stderr, incarnation, peer_address, metrics_address }
     }
 
     /// Runs a command that is expected to fail at once, and returns how it ended.

@@ -282,6 +282,26 @@ fn a_row_that_is_locked_and_unlocked_for_ever_leaves_nothing_behind() {
     engine.check_marks();
 }
 
+#[test]
+fn a_transaction_has_its_room_again_when_it_releases_what_others_have_met() {
+    let txn_lock_bytes_max = 40 * EngineMemory::row(&key(0));
+    let engine = engine_with(EngineSettings { txn_lock_bytes_max, ..EngineSettings::default() });
+    for round in 0..1_000 {
+        let grant = at_once(&engine, 1, round % 3).expect("it holds nothing, and has room");
+        // A call of another one moves the hold.
+        let mut call = lock(&engine, 2, [item(round % 3)], LockMode::Exclusive);
+        assert!(poll(&mut call).is_pending());
+        drop(call);
+        if round % 2 == 0 {
+            assert_eq!(engine.unlock(txn(1), TABLE, &[item(round % 3)], None), 1);
+        } else {
+            let table = engine.table(TABLE).expect("it is installed");
+            engine.roll_back(txn(1), TABLE, &grant.to_grant(&table, &key(round % 3)));
+        }
+        assert_eq!(engine.held(txn(1)), 0, "round {round}");
+    }
+}
+
 /// Threads lock rows at once, rows that they wait for, and ranges. Each row has a word that its
 /// exclusive holder alone may write.
 #[test]

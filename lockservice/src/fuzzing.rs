@@ -64,7 +64,7 @@ const MESSAGES: [fn(Bytes); 24] = [
     |m| round(m, |m| Ok(convert::released_from_proto(m)), convert::released_to_proto),
     |m| round(m, convert::forgetting_from_proto, convert::forgetting_to_proto),
     |m| round(m, convert::bind_from_proto, convert::bind_to_proto),
-    |m| round(m, convert::lock_status_from_proto, convert::lock_status_to_proto),
+    |m| round(m, |m| convert::lock_status_from_proto(m, now()), convert::lock_status_to_proto),
     |m| round(m, |m| convert::wait_status_from_proto(m, now()), convert::wait_status_to_proto),
     |m| round(m, convert::bind_status_from_proto, convert::bind_status_to_proto),
     |m| round(m, convert::session_status_from_proto, convert::session_status_to_proto),

@@ -48,6 +48,7 @@
 //! | `token` | bearer tokens, and what a server keeps of them |
 //! | `frame` | the frames of session streams, as bytes |
 //! | `trace` | the way of a trace over processes |
+//! | `stream` | the bytes of a connection, in plain text or with TLS |
 //! | `cli` | the command line |
 //! | `fuzzing` | what a fuzzer feeds bytes to |
 
@@ -79,6 +80,8 @@ mod reload;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod store;
+#[cfg(any(feature = "server", feature = "client"))]
+mod stream;
 #[cfg(all(feature = "tls", any(feature = "server", feature = "client")))]
 mod tls;
 #[cfg(feature = "server")]

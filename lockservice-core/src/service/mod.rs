@@ -110,7 +110,7 @@ pub use self::messages::{
 };
 pub use self::owners::{SessionList, SessionStatus, TxnList, TxnStatus};
 pub use self::session::pending::Pending;
-pub use self::session::quota::{CallMemory, OpenCall, Quota, QuotaSettings};
+pub use self::session::quota::{CallMemory, OpenCall, Quota, QuotaOwner, QuotaSettings};
 pub use self::session::{
     Attachment, HeldFrame, KillUnderWay, OpenedBy, STILL_RUNNING_BYTES_MAX, Session, SessionNotice,
     SessionNotices,
@@ -197,7 +197,7 @@ impl LockService {
             tables: Tables::default(),
             txns: Count::new("transactions", parts.settings.txns_max),
             named_txns: GuardedMap::new(),
-            quota: Quota::new("of the node", parts.settings.quota(), None),
+            quota: Quota::new(QuotaOwner::Node, parts.settings.quota(), None),
             sessions: Registry::new("sessions", parts.settings.sessions_max),
             session_numbers: SessionNumbers::default(),
             live: ReportedTxns::new(),

@@ -43,8 +43,8 @@ pub struct ServiceSettings {
     /// in bytes, as estimated; at least 65,536. For responses that is what the process uses within
     /// a fifth; an operation is counted with the most that its response can take. Further
     /// operations are refused until responses are acknowledged. The operation that reaches the
-    /// limit is still accepted, and so is a release by `Cancel` or by the transaction's end.
-    /// Default 16 MiB.
+    /// limit is still accepted, and so are releases: up to as much again, and the transaction's end
+    /// always. Default 16 MiB.
     pub kept_bytes_per_session_max: usize,
     /// The most memory that the queued operations and unacknowledged responses of all sessions
     /// together may use, in bytes, as estimated; at least 65,536. Beyond it locks are refused.

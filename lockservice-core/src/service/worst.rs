@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::id::{SessionHandle, SessionNumber, TableId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::service::hot::{HotKey, HotWindow};
-use crate::service::tables::line::Standing;
+use crate::service::tables::line::{Standing, StandingFilter};
 use crate::service::{LockService, ServiceInner, SessionStatus, WaitsFor};
 
 /// Sessions and calls that are visited in one go.
@@ -87,7 +87,7 @@ impl LockService {
                 txn: wait.txn,
                 label,
                 client,
-                session: inner.session_of(wait.txn),
+                session: inner.session_handle_of(wait.txn),
                 waiting: now.since(wait.since),
                 waits_for,
             }
@@ -98,16 +98,19 @@ impl LockService {
     /// so that all are visited.
     fn for_tables(&self, only: Option<&TableRef>, most: usize) -> Vec<LongWait> {
         let (inner, now) = (&self.inner, self.inner.parts.env.now());
+        let filter = StandingFilter { table: only.cloned(), item: None };
         let (mut oldest, mut at) = (Vec::<Standing>::new(), None);
         loop {
-            let slice = inner.tables.standing(only, at.as_ref(), SLICE);
-            let Some(last) = slice.last() else { break };
-            at = Some((last.info.table.clone(), last.position));
-            oldest.extend(slice);
+            let slice = inner.tables.standing(&filter, at.as_ref(), SLICE);
+            if slice.last.is_none() {
+                break;
+            }
+            at = slice.last;
+            oldest.extend(slice.calls);
             oldest.sort_by_key(|standing| standing.info.since);
             oldest.truncate(most);
         }
-        let named = oldest.into_iter().map(|Standing { info, node, .. }| {
+        let named = oldest.into_iter().map(|Standing { info, node }| {
             let (label, client) = inner.names(info.waiter);
             LongWait {
                 table: info.table,
@@ -116,7 +119,7 @@ impl LockService {
                 txn: info.waiter,
                 label,
                 client,
-                session: inner.session_of(info.waiter),
+                session: inner.session_handle_of(info.waiter),
                 waiting: now.since(info.since),
                 waits_for: Some(WaitsFor::Table {
                     last_owner: node.map(|node| (info.holder.origin, node)),
@@ -154,7 +157,7 @@ impl LockService {
 }
 
 impl ServiceInner {
-    fn session_of(&self, txn: TxnId) -> Option<SessionHandle> {
+    fn session_handle_of(&self, txn: TxnId) -> Option<SessionHandle> {
         let record = self.named_txns.read(&txn, |record| record.cloned())?;
         record.session.as_ref().map(|session| session.handle)
     }

@@ -6,6 +6,7 @@ use std::task::Waker;
 
 use super::call::put_in_order;
 use super::lock_call::LockCall;
+use super::memory::held_bytes;
 use super::slices::{STEPS, Slice};
 use super::state::{EngineState, Started};
 use super::steps::Hold;
@@ -15,6 +16,7 @@ use crate::bind::{Bind, TokenBlock};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, Result};
 use crate::id::{BindVersion, TableId, TxnId};
+use crate::key::LockItem;
 use crate::sync::{Arc, Mutex, unlock_fair};
 
 /// Every lock table that a node owns, in memory. A cheap handle: clones share the tables.
@@ -339,6 +341,18 @@ impl LockEngine {
     pub(crate) fn lock_count(&self, txn: &TxnHandle) -> usize {
         let in_state = self.with(|state| state.txns.get(&txn.id()).map_or(0, |holds| holds.count));
         txn.uncontended_count(self.places()) + in_state
+    }
+
+    /// The memory of the holds of a transaction, in bytes.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn bytes_of(&self, txn: &TxnHandle) -> usize {
+        txn.bytes_uncontended() + self.bytes_in_state(txn.id())
+    }
+
+    /// The most memory that holds of these items can take, in bytes.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn bytes_for(items: &[LockItem]) -> usize {
+        items.iter().map(held_bytes).sum()
     }
 
     /// When a transaction's call was made that waits for locks of others; `None` if none waits.

@@ -11,6 +11,7 @@
 //! | `locks.rs` | locks of embedders and clients: order, time, deadlocks |
 //! | `operations.rs` | operations of a session: in order, once, and bounded (T2) |
 //! | `promises.rs` | lapsed promises, and the fate of their locks (P1, C4, C5) |
+//! | `quotas.rs` | what one client may use, and what it returns |
 //! | `roll_back.rs` | roll-backs, and the items on which later calls rely |
 //! | `rows.rs` | rows that an embedder locks at once |
 //! | `stop.rs` | the start, the stop and the seal of a service (B1, B2) |
@@ -24,6 +25,7 @@ mod lists;
 mod locks;
 mod operations;
 mod promises;
+mod quotas;
 mod roll_back;
 mod rows;
 mod stop;

@@ -18,7 +18,7 @@ use tonic::transport::Uri;
 use tower_service::Service;
 
 use super::race::{Tried, race};
-use super::stream::Stream;
+use crate::stream::Stream;
 #[cfg(feature = "tls")]
 use crate::tls::TlsClient;
 
@@ -103,7 +103,7 @@ impl Dial {
         stream.set_nodelay(true)?;
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
-            return Ok(Stream::Tls(Box::new(tls.connect(stream, host, port).await?)));
+            return Ok(Stream::Tls(Box::new(tls.connect(stream, host, port).await?.into())));
         }
         #[cfg(not(feature = "tls"))]
         let _ = (host, port);

@@ -10,14 +10,12 @@
 //! | `credentials` | what this end trusts and shows; how it connects with that |
 //! | `dial` | one attempt to connect to an address |
 //! | `link` | a channel, with the token that its calls present |
-//! | `stream` | the bytes of a connection, in plain text or with TLS |
 //! | `race` | attempts one after the other, and a slow one beside the next |
 
 mod credentials;
 mod dial;
 mod link;
 mod race;
-mod stream;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -53,7 +53,7 @@ pub(crate) async fn force_release(args: &ForceReleaseArgs, json: bool) -> Result
             let (group, name) = (table.group.as_str(), table.name.as_str());
             let mut line = json!({ "state": "free", "group": group, "table": name });
             line["key"] = key.to_string().into();
-            list::hex_if_needed("key_hex", &key).into_iter().for_each(|(name, hex)| {
+            show::hex_if_needed("key_hex", &key).into_iter().for_each(|(name, hex)| {
                 line[name] = hex;
             });
             return output.line(&line.to_string());

@@ -1,7 +1,9 @@
-//! The number of files that this process may have open: each connection is one.
+//! Limits that do not fit together: the number of files that this process may have open, of which
+//! each connection is one; and what one client may use of the node.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::config::Config;
 use super::exit::say_warning;
 
 /// The files beside connections: the store, the listener, standard streams, the runtime.
@@ -23,5 +25,31 @@ pub(crate) fn allow_connections(connections_max: usize, json: bool) {
              LimitNOFILE= of systemd) to {needed}, or lower server.connections_max"
         );
         say_warning(json, "open_files", &sentence);
+    }
+}
+
+/// Warns of each limit of the node that one client may reach alone.
+pub(crate) fn warn_of_shares(config: &Config, json: bool) {
+    let (server, service) = (&config.server, &config.service);
+    let engine = &service.engine;
+    for (of_client, may, of_node, has) in [
+        ("sessions", server.sessions_per_client_max, "sessions_max", service.sessions_max),
+        ("txns", server.txns_per_client_max, "txns_max", service.txns_max),
+        ("ops", server.ops_per_client_max, "engine.waiters_max", engine.waiters_max),
+        ("kept_bytes", server.kept_bytes_per_client_max, "kept_bytes_max", service.kept_bytes_max),
+        (
+            "lock_bytes",
+            server.lock_bytes_per_client_max,
+            "engine.lock_bytes_max",
+            engine.lock_bytes_max,
+        ),
+    ] {
+        if may >= has {
+            let sentence = format!(
+                "one client may shut all others out: server.{of_client}_per_client_max is {may}, \
+                 and the node's service.{of_node} is {has}; lower the first, or raise the other"
+            );
+            say_warning(json, "client_limit", &sentence);
+        }
     }
 }

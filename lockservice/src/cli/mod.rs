@@ -115,6 +115,7 @@ fn run() -> ExitCode {
         Command::Store(command) => block_on(store::run(command, json)),
         Command::Bench(args) => bench::run(args, json).map(lock::End::finish),
         Command::BenchServer(args) => bench::serve(args).map(|()| 0),
+        Command::BenchFlood(args) => bench::flood(args).map(|()| 0),
     };
     match result {
         Ok(status) => ExitCode::from(status),

@@ -118,6 +118,7 @@ impl Node {
             let (leader, cluster) = (allocator.as_leader(), allocator.cluster());
             PeerServer::start(secured(listener), leader, cluster, settings)
         });
+        peers.iter().for_each(|peers| measured.watch_peers(peers));
         let mut server =
             Server::start(secured(listener), allocator.for_clients(), settings).await?;
         server.follow(allocator.roles());

@@ -52,6 +52,7 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     memory::give_back();
     origin.say(json);
     limits::allow_connections(config.server.connections_max, json);
+    limits::warn_of_shares(&config, json);
     let identities = IdentityFiles::load(&config, args.config.as_deref());
     let identities = identities.map_err(misconfigured)?;
     let limits = args.config.as_deref().map(LimitFile::load).transpose().map_err(misconfigured)?;

@@ -9,6 +9,7 @@ use lockservice_core::{ErrorKind, LockMode};
 use prometheus_client::registry::Unit;
 
 use super::encode::Writer;
+use super::rpc::{MethodCounts, OTHER};
 use super::{NodeMetrics, RpcMetrics};
 
 /// Writes all metrics of a node.
@@ -186,21 +187,45 @@ fn store(node: &NodeMetrics, to: &mut Writer<'_>) -> fmt::Result {
 fn rpc(node: &NodeMetrics, to: &mut Writer<'_>) -> fmt::Result {
     let none = RpcMetrics::default();
     let methods: Vec<_> = node.rpc.get().map_or(&none, |rpc| rpc).counts().collect();
-    let codes = methods.iter().flat_map(|method| {
-        method.codes.iter().map(|(code, count)| ([method.method, *code], *count))
-    });
     to.counters_by_two(
         "rpc_calls",
         "gRPC calls that were responded to. A session stream is one call.",
         ["method", "code"],
-        codes,
+        codes(&methods),
     )?;
     to.times(
         "rpc",
         "How long gRPC calls took until their response began.",
         "method",
         methods.iter().map(|method| (method.method, method.times.clone())),
+    )?;
+    let calls = node.peer_rpc.get().map_or(&none, |rpc| rpc).counts();
+    let methods: Vec<_> = calls.filter(|counts| is_of_peers(counts.method)).collect();
+    to.counters_by_two(
+        "peer_rpc_calls",
+        "gRPC calls of other nodes that were responded to.",
+        ["method", "code"],
+        codes(&methods),
+    )?;
+    to.times(
+        "peer_rpc",
+        "How long gRPC calls of other nodes took until their response began.",
+        "method",
+        methods.iter().map(|method| (method.method, method.times.clone())),
     )
+}
+
+/// True for the methods that the port for other nodes serves.
+fn is_of_peers(method: &str) -> bool {
+    ["Peer/", "Allocator/"].iter().any(|service| {
+        method.strip_prefix("lockservice.v1.").is_some_and(|call| call.starts_with(service))
+    }) || method == OTHER
+}
+
+fn codes(methods: &[MethodCounts]) -> impl Iterator<Item = ([&'static str; 2], u64)> {
+    methods.iter().flat_map(|method| {
+        method.codes.iter().map(|(code, count)| ([method.method, *code], *count))
+    })
 }
 
 fn by_kind(counts: &[(ErrorKind, u64)]) -> impl Iterator<Item = (&'static str, u64)> {

@@ -30,7 +30,7 @@ use lockservice_core::metrics::{ServiceMetrics, StoreMetrics};
 
 pub use self::http::MetricsServer;
 pub use self::rpc::RpcMetrics;
-use crate::server::{Server, ServiceHost};
+use crate::server::{PeerServer, Server, ServiceHost};
 
 /// The metrics of a node, from before it has a store or a service.
 #[derive(Debug, Default)]
@@ -40,6 +40,7 @@ pub struct NodeMetrics {
     /// For the [`MeteredStore`](lockservice_core::metrics::MeteredStore) under the allocator.
     pub store: Arc<StoreMetrics>,
     rpc: OnceLock<Arc<RpcMetrics>>,
+    peer_rpc: OnceLock<Arc<RpcMetrics>>,
     allocator: OnceLock<Arc<ElectedAllocator>>,
     host: OnceLock<ServiceHost>,
 }
@@ -49,6 +50,12 @@ impl NodeMetrics {
     pub fn watch_server(&self, server: &Server) {
         // A node has one.
         drop(self.rpc.set(Arc::clone(server.metrics())));
+    }
+
+    /// Adds the server that listens to other nodes. Only the first call counts.
+    pub fn watch_peers(&self, peers: &PeerServer) {
+        // A node has one.
+        drop(self.peer_rpc.set(Arc::clone(peers.metrics())));
     }
 
     /// Adds the allocator. Only the first call counts.

@@ -11,7 +11,7 @@ use tonic::codegen::http::HeaderMap;
 const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 
 /// The name for calls of other services: health and reflection, and whatever a client makes up.
-const OTHER: &str = "other";
+pub(super) const OTHER: &str = "other";
 
 /// The status codes of gRPC are 0 to 16.
 const CODES: usize = 17;

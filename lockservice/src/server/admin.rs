@@ -117,13 +117,13 @@ impl proto::admin_server::Admin for AdminApi {
 
     async fn list_nodes(
         &self,
-        _request: Request<proto::ListNodesRequest>,
+        request: Request<proto::ListNodesRequest>,
     ) -> Result<Response<Self::ListNodesStream>, Status> {
         let nodes = async {
             let known = self.host()?.allocator().nodes().await.map_err(|e| status(&e))?;
             Ok(Whole::new(known.nodes, convert::node_to_proto))
         };
-        self.lists.send(nodes).await
+        self.lists.send(&request, nodes).await
     }
 
     async fn list_locks(
@@ -140,7 +140,7 @@ impl proto::admin_server::Admin for AdminApi {
                 None => service.lock_list(table.as_ref()),
             })
         };
-        self.lists.send(list).await
+        self.lists.send(&request, list).await
     }
 
     async fn list_waits(
@@ -149,7 +149,9 @@ impl proto::admin_server::Admin for AdminApi {
     ) -> Result<Response<Self::ListWaitsStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
         may_list(&request, table.as_ref())?;
-        self.lists.send(async { Ok(self.host()?.current().wait_list(table.as_ref())) }).await
+        self.lists
+            .send(&request, async { Ok(self.host()?.current().wait_list(table.as_ref())) })
+            .await
     }
 
     async fn get_node(
@@ -177,16 +179,16 @@ impl proto::admin_server::Admin for AdminApi {
 
     async fn list_sessions(
         &self,
-        _request: Request<proto::ListSessionsRequest>,
+        request: Request<proto::ListSessionsRequest>,
     ) -> Result<Response<Self::ListSessionsStream>, Status> {
-        self.lists.send(async { Ok(self.host()?.current().session_list()) }).await
+        self.lists.send(&request, async { Ok(self.host()?.current().session_list()) }).await
     }
 
     async fn list_txns(
         &self,
-        _request: Request<proto::ListTxnsRequest>,
+        request: Request<proto::ListTxnsRequest>,
     ) -> Result<Response<Self::ListTxnsStream>, Status> {
-        self.lists.send(async { Ok(self.host()?.current().txn_list()) }).await
+        self.lists.send(&request, async { Ok(self.host()?.current().txn_list()) }).await
     }
 
     async fn kill_session(
@@ -204,7 +206,7 @@ impl proto::admin_server::Admin for AdminApi {
         may_list(&request, table.as_ref())?;
         let most = self.lists.lines_max();
         let hot = async { hot::list(self.host()?.current(), table, request.get_ref(), most).await };
-        self.lists.send(hot).await
+        self.lists.send(&request, hot).await
     }
 
     async fn get_stats(
@@ -238,6 +240,6 @@ impl proto::admin_server::Admin for AdminApi {
             let status = self.host()?.allocator().status().await.map_err(|e| status(&e))?;
             Ok(Whole::new(status.binds, convert::bind_status_to_proto))
         };
-        self.lists.send(binds).await
+        self.lists.send(&request, binds).await
     }
 }

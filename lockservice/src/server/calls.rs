@@ -1,37 +1,36 @@
-//! The limits on the open calls of a caller, and on the memory of their messages.
+//! [`Checked`]: a service whose calls are counted, whose callers are checked, and whose use of the
+//! node is bounded, before anything of a call is decoded.
 //!
-//! A message takes memory from its first bytes on, before anything is decoded: a message that never
-//! arrives whole takes it for as long as its call is open. The buffer of a stream stays as large as
-//! its largest message was. So [`Bounded`] reads the lengths that stand before the messages, and
-//! charges the caller's [`Quota`](lockservice_core::service::Quota) before the transport makes
-//! room. The memory of the decoded operations is charged to their session.
+//! 1. The caller is found by its token or certificate, and refused if it may not make this call
+//!    (see [`access`](super::access)).
+//! 2. On the port for clients the call is charged to its [client](Client), and so is the memory of
+//!    its messages ([`Arriving`]). Nodes are not bounded: who reaches their port owns the cluster.
+//! 3. The call runs in the [turns](super::turns) of its client.
+//!
+//! Every call is counted when its response begins, also one that is refused.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use http_body::{Frame, SizeHint};
-use lockservice_core::Result;
 use lockservice_core::clock::{Clock as _, SystemClock, Time};
-use lockservice_core::service::{CallMemory, OpenCall};
+use lockservice_core::service::OpenCall;
+use lockservice_core::{Error, ErrorKind, Result};
 use prost::bytes::Bytes;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 
+use super::ServerListener;
+use super::access::{Access, Need, Port, Principal};
+use super::arriving::Arriving;
+use super::caller::{Caller, Channel, Client};
 use crate::convert::to_status;
 use crate::metrics::RpcMetrics;
-use crate::server::caller::Caller;
-
-/// The largest message that is not counted: the number of calls bounds such messages. A release is
-/// rarely larger.
-const MESSAGE_BYTES_SMALL: usize = 4 << 10;
-
-/// The bytes before each message: a flag for compression, and the length.
-const PREFIX_BYTES: usize = 5;
 
 /// Calls that release or renew something: they are admitted when others are not.
 const RELEASES: [&str; 8] = [
@@ -45,41 +44,93 @@ const RELEASES: [&str; 8] = [
     "/lockservice.v1.Admin/KillSession",
 ];
 
-/// Makes [`Bounded`] services.
-#[derive(Clone, Debug)]
-pub(super) struct BoundedCalls {
+/// Makes [`Checked`] services, for one listener.
+#[derive(Debug)]
+pub(super) struct Calls {
+    access: Access,
+    port: Port,
     message_bytes_max: usize,
     metrics: Arc<RpcMetrics>,
 }
 
-impl BoundedCalls {
-    /// The service refuses messages above `message_bytes_max` before it makes room for them. Its
-    /// calls are counted in `metrics`, also those that are refused.
-    pub(super) fn within(message_bytes_max: usize, metrics: Arc<RpcMetrics>) -> Self {
-        Self { message_bytes_max, metrics }
+impl Calls {
+    /// For the services of a listener. A message above `message_bytes_max` is refused before there
+    /// is room made for it.
+    pub(super) fn of(
+        listener: &ServerListener,
+        port: Port,
+        message_bytes_max: usize,
+        metrics: Arc<RpcMetrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self { access: listener.access.clone(), port, message_bytes_max, metrics })
     }
 
-    /// `service`, with its calls bounded.
-    pub(super) fn of<S>(&self, service: S) -> Bounded<S> {
-        let metrics = Arc::clone(&self.metrics);
-        Bounded { service, message_bytes_max: self.message_bytes_max, metrics }
+    /// `service`, with its calls checked.
+    pub(super) fn checked<S>(self: &Arc<Self>, service: S) -> Checked<S> {
+        Checked { service, calls: Arc::clone(self) }
+    }
+
+    /// The caller of a call, if it may make it. Fails with `Unauthenticated` if it is not known, or
+    /// if its connection is not protected as the listener says, and with `NotPermitted` if it has
+    /// not the role.
+    fn admit(&self, request: &http::Request<Body>) -> Result<Principal> {
+        let connection = request.extensions().get::<Caller>().and_then(Caller::channel);
+        let certificate = match connection {
+            #[cfg(feature = "tls")]
+            Some(Channel::PlainToTls) => {
+                return Err(Error::new(
+                    ErrorKind::Unauthenticated,
+                    "this server speaks TLS: connect to https://HOST:PORT, or name the CA of its \
+                     certificate with --ca FILE or LOCKSERVICE_CA",
+                ));
+            }
+            #[cfg(feature = "tls")]
+            Some(Channel::Tls(certificate)) => certificate.as_deref(),
+            Some(Channel::Plain) | None => None,
+        };
+        let need = Need::of(request.uri().path(), self.port);
+        if need == Need::Nothing {
+            return Ok(Principal::Anyone);
+        }
+        let caller = self.access.caller(request.headers(), certificate)?;
+        need.check(&caller)?;
+        Ok(caller)
+    }
+
+    /// Admits a call, and charges its client. `None` for the charge of a node, and of a call that
+    /// came over no connection of a server.
+    fn begin(&self, request: &http::Request<Body>) -> Result<(Principal, Option<Charged>)> {
+        let caller = self.admit(request)?;
+        let connection = request.extensions().get::<Caller>();
+        let Some(connection) = connection.filter(|_| self.port == Port::Clients) else {
+            return Ok((caller, None));
+        };
+        let client = connection.client(&caller);
+        let releases = RELEASES.contains(&request.uri().path());
+        let call = Arc::new(client.quota.open_call(releases)?);
+        Ok((caller, Some(Charged { client, call })))
     }
 }
 
-/// A service whose calls, and the messages that arrive in them, count towards the quota of their
-/// caller.
+/// A call that its client is charged for.
+struct Charged {
+    client: Client,
+    call: Arc<OpenCall>,
+}
+
+/// A service that gets only calls whose callers may make them, within their limits. The
+/// [`Principal`] is among the extensions of each, and the [`Client`] if it is bounded.
 #[derive(Clone, Debug)]
-pub(super) struct Bounded<S> {
+pub(super) struct Checked<S> {
     service: S,
-    message_bytes_max: usize,
-    metrics: Arc<RpcMetrics>,
+    calls: Arc<Calls>,
 }
 
-impl<S: NamedService> NamedService for Bounded<S> {
+impl<S: NamedService> NamedService for Checked<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<http::Request<Body>> for Bounded<S>
+impl<S> Service<http::Request<Body>> for Checked<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -92,25 +143,28 @@ where
         self.service.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let counted = Counted::begin(&self.metrics, request.uri());
-        let Some(quota) = request.extensions().get::<Caller>().map(Caller::shared_quota) else {
-            let response = self.service.call(request);
-            return Box::pin(async move { Ok(counted.end(response.await?)) });
-        };
-        let call = match quota.open_call(RELEASES.contains(&request.uri().path())) {
-            Ok(call) => Arc::new(call),
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let counted = Counted::begin(&self.calls.metrics, request.uri());
+        let (caller, charged) = match self.calls.begin(&request) {
+            Ok(begun) => begun,
             Err(e) => {
                 let refused = counted.end(to_status(&e).into_http());
                 return Box::pin(std::future::ready(Ok(refused)));
             }
         };
-        let most = self.message_bytes_max;
-        let response =
-            self.service.call(request.map(|body| Body::new(Arriving::new(body, &call, most))));
-        // The call is open until its last response is sent.
+        request.extensions_mut().insert(caller);
+        let Some(Charged { client, call }) = charged else {
+            let response = self.service.call(request);
+            return Box::pin(async move { Ok(counted.end(response.await?)) });
+        };
+        let turns = client.turns.clone();
+        request.extensions_mut().insert(client);
+        let most = self.calls.message_bytes_max;
+        let request = request.map(|body| Body::new(Arriving::new(body, &call, most)));
+        let response = turns.run(Box::pin(self.service.call(request)));
         Box::pin(async move {
             let response = counted.end(response.await?);
+            // The call is open until its last response is sent.
             Ok(response.map(|body| Body::new(ResponseBody { body, _call: call })))
         })
     }
@@ -131,84 +185,6 @@ impl Counted {
     fn end<B>(self, response: http::Response<B>) -> http::Response<B> {
         self.metrics.note(self.uri.path(), SystemClock.now().since(self.began), response.headers());
         response
-    }
-}
-
-/// The messages of a request, as they arrive.
-struct Arriving {
-    body: Body,
-    memory: CallMemory,
-    /// The largest message, in bytes.
-    bytes_max: usize,
-    /// The part of the next message's prefix that has arrived.
-    prefix: Vec<u8>,
-    /// The missing bytes of the message that arrives.
-    missing: usize,
-}
-
-impl Arriving {
-    fn new(body: Body, call: &Arc<OpenCall>, bytes_max: usize) -> Self {
-        Self {
-            body,
-            memory: call.memory(),
-            bytes_max,
-            prefix: Vec::with_capacity(PREFIX_BYTES),
-            missing: 0,
-        }
-    }
-
-    /// Charges the messages that begin in `bytes`. Fails with `ResourceExhausted` if there is no
-    /// room.
-    fn take_in(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let passed = bytes.len().min(self.missing);
-            self.missing -= passed;
-            bytes = &bytes[passed..];
-            let (prefix, rest) = bytes.split_at(bytes.len().min(PREFIX_BYTES - self.prefix.len()));
-            self.prefix.extend_from_slice(prefix);
-            bytes = rest;
-            if let [_, length @ ..] = &*self.prefix
-                && let Ok(length) = length.try_into()
-            {
-                self.prefix.clear();
-                self.begin(u32::from_be_bytes(length) as usize)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, length: usize) -> Result<()> {
-        self.missing = length;
-        // A message that is too large is refused by its length.
-        let counts = (MESSAGE_BYTES_SMALL + 1..=self.bytes_max).contains(&length);
-        if counts { self.memory.grow_to(length) } else { Ok(()) }
-    }
-}
-
-impl http_body::Body for Arriving {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(bytes) = frame.data_ref()
-            && let Err(e) = self.take_in(bytes)
-        {
-            return Poll::Ready(Some(Err(to_status(&e))));
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -235,62 +211,5 @@ impl http_body::Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use lockservice_core::ErrorKind;
-    use lockservice_core::service::{Quota, QuotaSettings};
-
-    use super::*;
-
-    /// Room for 100,000 bytes, of which messages of up to 70,000 are accepted.
-    fn arriving() -> (Arc<Quota>, Arriving) {
-        let settings = QuotaSettings { kept_bytes_max: 100_000, ..QuotaSettings::default() };
-        let quota = Quota::new("of one address", settings, None);
-        let call = Arc::new(quota.open_call(false).expect("room"));
-        (quota, Arriving::new(Body::empty(), &call, 70_000))
-    }
-
-    fn message(length: usize) -> Vec<u8> {
-        let prefix = [&[0][..], &u32::try_from(length).expect("small").to_be_bytes()].concat();
-        [prefix, vec![7; length]].concat()
-    }
-
-    /// The room that is left beside `arriving`.
-    fn room(quota: &Arc<Quota>) -> usize {
-        let call = Arc::new(quota.open_call(false).expect("room"));
-        let fits = |bytes: &usize| call.memory().grow_to(*bytes).is_ok();
-        (0..=100_000).rev().find(fits).expect("nothing always fits")
-    }
-
-    #[test]
-    fn a_message_is_charged_by_its_prefix_however_the_bytes_are_cut() {
-        let bytes = [message(4_096), message(0), message(50_000), message(20_000)].concat();
-        for cut in [1, 2, 4, 5, 6, 4_099, 16_384, 100_000] {
-            let (quota, mut arriving) = arriving();
-            for part in bytes.chunks(cut) {
-                arriving.take_in(part).expect("room");
-            }
-            assert_eq!(
-                (room(&quota), arriving.missing),
-                (50_000, 0),
-                "as much as the largest, cut at {cut}"
-            );
-            drop(arriving);
-            assert_eq!(room(&quota), 100_000);
-        }
-    }
-
-    #[test]
-    fn a_message_is_refused_at_its_prefix_if_there_is_no_room_for_it() {
-        let (quota, mut first) = arriving();
-        let call = Arc::new(quota.open_call(false).expect("room"));
-        let mut second = Arriving::new(Body::empty(), &call, 70_000);
-        first.take_in(&message(60_000)[..PREFIX_BYTES]).expect("room");
-        let refused = second.take_in(&message(50_000)[..PREFIX_BYTES]).expect_err("too much");
-        assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
-        second.take_in(&message(70_001)[..PREFIX_BYTES]).expect("it is refused as too large");
     }
 }

@@ -12,10 +12,9 @@ use tokio::task::JoinSet;
 use tonic_health::server::HealthReporter;
 
 use super::access::Port;
-use super::calls::BoundedCalls;
+use super::calls::Calls;
 use super::deadline::Deadline;
 use super::gate::Gate;
-use super::guard::Guard;
 use super::serving::{Serving, transport};
 use super::session_stream::SessionStreams;
 use super::{ServerListener, ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
@@ -60,7 +59,6 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         let slot = Slot::default();
         let listener: ServerListener = listener.into();
-        let guard = Guard::of(&listener, Port::Clients);
         let locks = locks::LocksApi::new(slot.clone(), settings, listener.access.clone());
         let locks = SessionStreams::beside(locks, &settings);
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, Gate::open()))
@@ -75,14 +73,15 @@ impl Server {
         // Most clients are older than `v1`.
         let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
         let rpc = Arc::<RpcMetrics>::default();
-        let bounded = BoundedCalls::within(settings.message_bytes_max, Arc::clone(&rpc));
+        let most = settings.message_bytes_max;
+        let calls = Calls::of(&listener, Port::Clients, most, Arc::clone(&rpc));
         let router = transport()
-            .add_service(bounded.of(guard.guarded(health_service)))
-            .add_service(bounded.of(guard.guarded(reflection)))
-            .add_service(bounded.of(guard.guarded(reflection_alpha)))
-            .add_service(bounded.of(guard.guarded(Deadline(locks))))
-            .add_service(bounded.of(guard.guarded(Deadline(allocator))))
-            .add_service(bounded.of(guard.guarded(Deadline(admin))));
+            .add_service(calls.checked(health_service))
+            .add_service(calls.checked(reflection))
+            .add_service(calls.checked(reflection_alpha))
+            .add_service(calls.checked(Deadline(locks)))
+            .add_service(calls.checked(Deadline(allocator)))
+            .add_service(calls.checked(Deadline(admin)));
         let serving = Serving::start(router, listener, settings);
         let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
         Ok(Self { slot, settings, health, locks_health, allocator_health, serving, rpc })

@@ -5,36 +5,39 @@
 //! no others. A client that never reads is cut after a while, and its session lapses by its TTL
 //! unless it comes back.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-
 use futures::FutureExt as _;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use lockservice_core::service::{Attachment, OpenedBy, Operation, Quota, Session, TxnOp};
+use lockservice_core::service::{Attachment, Operation, Session, TxnOp};
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use super::access::Changes;
-use super::operation::{OpReader, ReadOp, Requested, Responses, bytes_of, invalid};
+use super::caller::Caller;
+use super::hello::{self, Opener};
+use super::operation::{OpReader, ReadOp, Requested, Responses, bytes_of};
 use super::quiet::{QuietOps, QuietPlace};
 use super::under_way::{Decided, UnderWay};
-use crate::frame::{self, Ops};
+use crate::convert;
+use crate::frame::Ops;
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
 use crate::server::{Principal, ServerSettings, ServiceHost};
-use crate::{codec, convert};
 
 /// The largest number of responses in one frame, so that a client accepts every frame.
 const OPS_PER_FRAME_MAX: usize = 1024;
+
+/// The operations after which a stream lets other tasks run: a frame may have a hundred thousand.
+const OPS_PER_TURN: u64 = 64;
 
 pub(crate) type Frames = mpsc::Sender<Result<Bytes, Status>>;
 
 /// The client at the other end of a stream.
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) quota: Option<Arc<Quota>>,
-    pub(super) address: Option<SocketAddr>,
+    /// Its connection, unless the call came over none of a server.
+    pub(super) connection: Option<Caller>,
+    pub(super) opener: Opener,
     pub(super) caller: Principal,
     pub(super) changes: Changes,
 }
@@ -65,7 +68,7 @@ pub(super) async fn run(
         }
     };
     let mut ops = Ops::of(first);
-    let (id, hello) = match hello(ops.next()) {
+    let (id, hello) = match hello::hello(ops.next()) {
         Ok(hello) => hello,
         Err(error) => {
             let _ = out.send(Err(convert::to_status(&error))).await;
@@ -73,8 +76,7 @@ pub(super) async fn run(
         }
     };
     let mut responses = Responses::default();
-    let opened_by = opened_by(&peer.caller, peer.address);
-    let session = match open(&host, &settings, peer.quota, opened_by, hello) {
+    let session = match hello::open(&host, &settings, peer.opener, hello) {
         Ok((session, welcome)) => {
             responses.push(id, Wire::Welcome(welcome));
             if out.send(Ok(responses.take(0))).await.is_err() {
@@ -97,59 +99,12 @@ pub(super) async fn run(
         quiet: QuietOps::default(),
         responses,
         out,
+        taken: 0,
         over: false,
     };
-    stream.serve(ops, inbound, peer.caller, peer.changes).await;
-}
-
-/// The hello that every stream begins with, and its id.
-fn hello(first: Option<Result<frame::Op<'_>>>) -> Result<(u64, proto::Hello)> {
-    let op =
-        first.transpose()?.map(|op| codec::decode::<proto::ClientOp>(op.whole())).transpose()?;
-    match op {
-        Some(proto::ClientOp { id, op: Some(Op::Hello(hello)) }) => Ok((id, hello)),
-        _ => Err(invalid("the first operation of a session stream must be hello")),
-    }
-}
-
-/// The caller that opens a session, for operators.
-pub(crate) fn opened_by(caller: &Principal, address: Option<SocketAddr>) -> OpenedBy {
-    OpenedBy {
-        identity: caller.name().to_owned(),
-        address: address.map(|address| address.to_string()).unwrap_or_default(),
-    }
-}
-
-/// Opens or resumes the session that a hello requests.
-pub(crate) fn open(
-    host: &ServiceHost,
-    settings: &ServerSettings,
-    quota: Option<Arc<Quota>>,
-    opened_by: OpenedBy,
-    hello: proto::Hello,
-) -> Result<(Session, proto::Welcome)> {
-    let service = host.current();
-    let resumed = hello.session != 0;
-    let session = if resumed {
-        host.session(hello.session, hello.service)?
-    } else {
-        let ttl = (hello.ttl_ms > 0).then(|| std::time::Duration::from_millis(hello.ttl_ms));
-        service.open_session_within(quota, ttl, &hello.name, opened_by)?
-    };
-    let promise = session.renew()?;
-    let welcome = proto::Welcome {
-        session: session.id().get(),
-        service: service.id().get(),
-        node: service.node().as_str().to_owned(),
-        ttl_ms: convert::millis_down(session.ttl()),
-        promise: Some(proto::Promise { valid_for_ms: convert::millis_down(promise.valid_for) }),
-        resumed,
-        message_bytes_max: settings.message_bytes_max as u64,
-        ops_max: u32::try_from(settings.ops_under_way_max).unwrap_or(u32::MAX),
-        volatile: settings.volatile,
-        txn_ops_max: u32::try_from(service.settings().ops_per_txn_max).unwrap_or(u32::MAX),
-    };
-    Ok((session, welcome))
+    let callers =
+        Callers { connection: peer.connection, caller: peer.caller, changes: peer.changes };
+    stream.serve(ops, inbound, callers).await;
 }
 
 struct Stream {
@@ -160,18 +115,34 @@ struct Stream {
     quiet: QuietOps,
     responses: Responses,
     out: Frames,
+    /// The operations that were taken in.
+    taken: u64,
     /// The client said goodbye, or does not read, or sends what cannot be read.
     over: bool,
 }
 
+/// The caller of a stream, as its identity changes.
+struct Callers {
+    connection: Option<Caller>,
+    caller: Principal,
+    changes: Changes,
+}
+
+impl Callers {
+    /// Resolves when the identities have changed, with the caller as it is now: its new limits
+    /// count. Fails if it may not have the stream any more.
+    async fn next(&mut self) -> Result<Principal> {
+        let now = self.changes.next(&self.caller).await?;
+        if let Some(connection) = &self.connection {
+            connection.client(&now);
+        }
+        self.caller = now.clone();
+        Ok(now)
+    }
+}
+
 impl Stream {
-    async fn serve(
-        mut self,
-        rest_of_first: Ops,
-        mut inbound: Streaming<Bytes>,
-        caller: Principal,
-        changes: Changes,
-    ) {
+    async fn serve(mut self, rest_of_first: Ops, mut inbound: Streaming<Bytes>, callers: Callers) {
         self.take_in(rest_of_first).await;
         let session = self.session.clone();
         let attachment = session.attach();
@@ -184,11 +155,8 @@ impl Stream {
         let notices =
             stream::unfold(session.notices(), async |mut all| Some((all.next().await, all)));
         let mut notices = std::pin::pin!(notices);
-        let callers = stream::unfold((changes, caller), async |(mut changes, caller)| {
-            let next = changes.next(&caller).await;
-            let kept = next.clone().unwrap_or(caller);
-            Some((next, (changes, kept)))
-        });
+        let callers =
+            stream::unfold(callers, async |mut callers| Some((callers.next().await, callers)));
         let mut callers = std::pin::pin!(callers);
         loop {
             // Everything that is ready by now rides in the next frame.
@@ -296,6 +264,10 @@ impl Stream {
                 return;
             }
             let Some(op) = ops.next() else { return };
+            self.taken += 1;
+            if self.taken.is_multiple_of(OPS_PER_TURN) {
+                tokio::task::yield_now().await;
+            }
             let read = op.and_then(|op| Ok((op.id, self.reader.read(&op)?)));
             let read = read.map(|(id, ReadOp { requested, quiet })| {
                 (id, quiet.then(|| self.quiet.arrive()), requested)
@@ -303,7 +275,11 @@ impl Stream {
             match read {
                 Ok((id, _, Requested::Goodbye)) => self.goodbye(id).await,
                 Ok((id, quiet, Requested::Txn(txn, op))) => self.submit(id, quiet, txn, op),
-                Ok((id, quiet, Requested::Large(op))) => self.large(id, quiet, op),
+                Ok((id, quiet, Requested::Large(op))) => {
+                    // It takes long.
+                    tokio::task::yield_now().await;
+                    self.large(id, quiet, op);
+                }
                 Ok((id, _, Requested::Heartbeat(heartbeat))) => self.heartbeat(id, heartbeat),
                 Ok((id, _, Requested::Refused(e))) => self.responses.push_error(id, &e),
                 // Nothing after it can be understood.

@@ -109,12 +109,13 @@ impl ServiceHost {
         }
     }
 
-    /// The session `id` of incarnation `service`. Fails with `SessionLost` if it is not, or no
-    /// longer, here.
+    /// The session `id` of incarnation `service`, for a caller with this identity. Fails with `SessionLost` if it is
+    /// not, or no longer, here, or another identity opened it: which of these is not told.
     pub(crate) fn session(
         &self,
         id: u64,
         service: u64,
+        identity: &str,
     ) -> Result<lockservice_core::service::Session> {
         let current = self.current();
         if current.id() != ServiceId::new(service) {
@@ -124,7 +125,7 @@ impl ServiceHost {
                     protected work and open a new session",
             ));
         }
-        current.session(SessionId::new(id))
+        current.session_of(SessionId::new(id), identity)
     }
 
     /// Stops the node; see [`LockService::shutdown`]. No further incarnation starts.

@@ -24,6 +24,10 @@ use crate::server::transport::Transport;
 /// keep-alive watches the peer.
 const PREFACE_BYTES: usize = 24;
 
+/// The most reads of a connection before its task lets others run: a peer that sends without a
+/// pause must not have a worker to itself.
+const READS_PER_TURN: u32 = 8;
+
 /// The pause after the machine had no room for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,7 +40,7 @@ pub(super) fn incoming(
     listener: ServerListener,
     settings: ServerSettings,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let callers = Callers::new(settings);
+    let callers = Callers::new(settings, listener.access.clone());
     let permits = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
     let silence = settings.hello_max();
     let state = (listener, permits, callers, 0u64);
@@ -77,8 +81,9 @@ pub(super) fn incoming(
                 until: Box::pin(tokio::time::sleep(silence)),
                 missing: PREFACE_BYTES,
             });
-            let transport = listener.transport(stream, address);
-            let connection = Connection { transport, silent, caller, _counted: (permit, counted) };
+            let transport = listener.transport(stream, address, &counted.handshakes);
+            let counted = (permit, counted);
+            let connection = Connection { transport, silent, caller, reads: 0, _counted: counted };
             return Some((Ok(connection), (listener, permits, callers, refused)));
         }
     })
@@ -100,6 +105,8 @@ pub(super) struct Connection {
     /// Set until the peer has sent the preface.
     silent: Option<Silent>,
     caller: Caller,
+    /// Reads since there was nothing to read, or since the task let others run.
+    reads: u32,
     _counted: (OwnedSemaphorePermit, Counted),
 }
 
@@ -153,8 +160,14 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         ready!(self.poll_open(cx))?;
+        if self.reads == READS_PER_TURN {
+            self.reads = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.transport).poll_read(cx, buf);
+        let read = self.transport.stream()?.poll_read(cx, buf);
+        self.reads = if read.is_ready() { self.reads + 1 } else { 0 };
         if self.silent.is_none() {
             return read;
         }
@@ -178,7 +191,7 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_open(cx))?;
-        Pin::new(&mut self.transport).poll_write(cx, bytes)
+        self.transport.stream()?.poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -187,19 +200,24 @@ impl AsyncWrite for Connection {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_open(cx))?;
-        Pin::new(&mut self.transport).poll_write_vectored(cx, bytes)
+        self.transport.stream()?.poll_write_vectored(cx, bytes)
     }
 
+    /// Every kind of stream writes several pieces at once.
     fn is_write_vectored(&self) -> bool {
-        self.transport.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_open(cx))?;
-        Pin::new(&mut self.transport).poll_flush(cx)
+        self.transport.stream()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_shutdown(cx)
+        match self.transport.stream() {
+            Ok(stream) => stream.poll_shutdown(cx),
+            // Dropping it closes a connection that is not open yet.
+            Err(_) => Poll::Ready(Ok(())),
+        }
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use crate::server::ServerSettings;
+use crate::server::caller::Client;
 
 /// The largest number of lists that are sent at the same time. Each holds a slice and the lines
 /// that wait for its reader. Further lists wait their turn.
@@ -45,24 +46,35 @@ impl ListStreams {
 
     /// Sends at most `lines_max` lines, made slice by slice as the client reads them. The last line
     /// says if there are more. A list that is not finished in time ends with an error.
-    pub(super) async fn send<L: List>(
+    pub(super) async fn send<T, L: List>(
         &self,
+        request: &Request<T>,
         make: impl Future<Output = Result<L, Status>>,
     ) -> Result<Response<ReceiverStream<Result<L::Line, Status>>>, Status> {
         let until = Instant::now() + LIST_TIME_MAX;
+        let client = Client::of(request.extensions());
         let begin = timeout_at(until, async {
+            // First among those of its client: one that requests many takes no place from others.
+            let own = match &client {
+                Some(client) => client.list_place().await,
+                None => None,
+            };
             let place = Arc::clone(&self.places).acquire_owned().await;
             let place = place.map_err(|_| Status::unavailable("the server is stopping"))?;
-            Ok::<_, Status>((place, make.await?))
+            Ok::<_, Status>(((own, place), make.await?))
         });
         let (place, list) = begin.await.map_err(|_| too_slow("other lists take too long"))??;
         // One place is added for the error at the end.
         let (out, lines) = mpsc::channel(LINES_WAITING_MAX + 1);
         let (lines_max, write_max) = (self.lines_max, self.write_max);
-        tokio::spawn(async move {
+        let delivered = async move {
             let _place = place;
             deliver(list, lines_max, write_max, until, out).await;
-        });
+        };
+        match client {
+            Some(client) => drop(tokio::spawn(client.turns.run(Box::pin(delivered)))),
+            None => drop(tokio::spawn(delivered)),
+        }
         Ok(Response::new(ReceiverStream::new(lines)))
     }
 }

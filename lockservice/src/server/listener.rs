@@ -1,11 +1,15 @@
 //! [`ServerListener`]: where a server listens, and how its connections are protected.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 use super::access::Access;
+use super::caller::Channel;
 use super::transport::Transport;
+use crate::stream::Stream;
 #[cfg(feature = "tls")]
 use crate::tls::ServerTls;
 
@@ -45,13 +49,20 @@ impl ServerListener {
         Self { access, ..self }
     }
 
-    /// The connection that was accepted from `address`.
-    pub(super) fn transport(&self, stream: TcpStream, address: SocketAddr) -> Transport {
+    /// The connection that was accepted from `address`, with which there are as many handshakes at
+    /// a time as `handshakes` has permits.
+    pub(super) fn transport(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        handshakes: &Arc<Semaphore>,
+    ) -> Transport {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
-            return Transport::Handshake(Box::new(tls.accept(stream, address)));
+            let handshake = tls.accept(stream, address, Arc::clone(handshakes));
+            return Transport::Handshake(Box::new(handshake));
         }
-        let _ = address;
-        Transport::Plain(stream)
+        let _ = (address, handshakes);
+        Transport::Open(Stream::Plain(stream), Channel::Plain)
     }
 }

@@ -8,7 +8,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::convert::{self, KnownTables, to_status as status};
 use crate::proto;
-use crate::server::caller::Caller;
+use crate::server::caller::{Caller, Client};
+use crate::server::hello::{self, Opener};
 use crate::server::operation;
 use crate::server::{Access, Principal, ServerSettings, ServiceHost, Slot, connection};
 use crate::trace;
@@ -39,21 +40,31 @@ impl LocksApi {
         request: Request<Streaming<Bytes>>,
     ) -> Result<Response<ReceiverStream<Result<Bytes, Status>>>, Status> {
         let (out, frames) = mpsc::channel(FRAMES_WAITING_MAX);
+        let client = Client::of(request.extensions());
         let peer = connection::Peer {
-            quota: Caller::quota(request.extensions()),
-            address: Caller::address(request.extensions()),
+            connection: Caller::of(request.extensions()),
+            opener: Opener::of(request.extensions()),
             caller: Principal::of(request.extensions()),
             changes: self.access.changes(),
         };
         let host = self.host()?.clone();
-        tokio::spawn(connection::run(host, self.settings, peer, request.into_inner(), out));
+        let served = connection::run(host, self.settings, peer, request.into_inner(), out);
+        match client {
+            Some(client) => drop(tokio::spawn(client.turns.run(Box::pin(served)))),
+            None => drop(tokio::spawn(served)),
+        }
         Ok(Response::new(ReceiverStream::new(frames)))
     }
 
-    fn session(&self, session: Option<proto::SessionRef>) -> Result<Session, Status> {
+    /// The session that a call is on, if its caller opened it.
+    fn session(
+        &self,
+        session: Option<proto::SessionRef>,
+        caller: &Principal,
+    ) -> Result<Session, Status> {
         let session = session.unwrap_or_default();
-        let session =
-            self.host()?.session(session.session, session.service).map_err(|e| status(&e))?;
+        let session = self.host()?.session(session.session, session.service, caller.name());
+        let session = session.map_err(|e| status(&e))?;
         // Any call shows that the client lives. An error is the error of the call too.
         let _ = session.renew();
         Ok(session)
@@ -76,12 +87,8 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::Hello>,
     ) -> Result<Response<proto::Welcome>, Status> {
-        let quota = Caller::quota(request.extensions());
-        let (caller, address) =
-            (Principal::of(request.extensions()), Caller::address(request.extensions()));
-        let opened_by = connection::opened_by(&caller, address);
-        let hello = request.into_inner();
-        let opened = connection::open(self.host()?, &self.settings, quota, opened_by, hello);
+        let opener = Opener::of(request.extensions());
+        let opened = hello::open(self.host()?, &self.settings, opener, request.into_inner());
         let (_, welcome) = opened.map_err(|e| status(&e))?;
         Ok(Response::new(welcome))
     }
@@ -90,7 +97,8 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::SessionRef>,
     ) -> Result<Response<proto::SessionKept>, Status> {
-        let session = self.session(Some(request.into_inner()))?;
+        let caller = Principal::of(request.extensions());
+        let session = self.session(Some(request.into_inner()), &caller)?;
         let promise = session.renew().map_err(|e| status(&e))?;
         let lost = session.lost_txns();
         Ok(Response::new(proto::SessionKept {
@@ -103,7 +111,8 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::SessionRef>,
     ) -> Result<Response<proto::Done>, Status> {
-        self.session(Some(request.into_inner()))?.close().await;
+        let caller = Principal::of(request.extensions());
+        self.session(Some(request.into_inner()), &caller)?.close().await;
         Ok(Response::new(proto::Done::default()))
     }
 
@@ -111,12 +120,13 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::Leaving>,
     ) -> Result<Response<proto::Done>, Status> {
+        let caller = Principal::of(request.extensions());
         let proto::Leaving { session, still_running } = request.into_inner();
         let session = session.unwrap_or_default();
         // Not renewed: the client has gone.
         let left = self
             .host()?
-            .session(session.session, session.service)
+            .session(session.session, session.service, caller.name())
             .and_then(|it| it.leave(&still_running));
         left.map_err(|e| status(&e))?;
         Ok(Response::new(proto::Done::default()))
@@ -131,7 +141,7 @@ impl proto::locks_server::Locks for LocksApi {
             .map(|name| request.metadata().get(name).and_then(|it| it.to_str().ok()))
             .map(|header| header.unwrap_or_default().to_owned());
         let request = request.into_inner();
-        let session = self.session(request.session)?;
+        let session = self.session(request.session, &caller)?;
         let mut lock = request
             .lock
             .ok_or_else(|| status(&operation::invalid("the call lacks what to lock")))?;
@@ -172,7 +182,7 @@ impl proto::locks_server::Locks for LocksApi {
     ) -> Result<Response<proto::Done>, Status> {
         let caller = Principal::of(request.extensions());
         let request = request.into_inner();
-        let session = self.session(request.session)?;
+        let session = self.session(request.session, &caller)?;
         let unlock = request
             .unlock
             .ok_or_else(|| status(&operation::invalid("the call lacks what to unlock")))?;
@@ -188,7 +198,7 @@ impl proto::locks_server::Locks for LocksApi {
     ) -> Result<Response<proto::Done>, Status> {
         let caller = Principal::of(request.extensions());
         let request = request.into_inner();
-        let session = self.session(request.session)?;
+        let session = self.session(request.session, &caller)?;
         let downgrade = request
             .downgrade
             .ok_or_else(|| status(&operation::invalid("the call lacks its downgrade")))?;
@@ -202,8 +212,9 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::UnarySavepoint>,
     ) -> Result<Response<proto::Savepoint>, Status> {
+        let caller = Principal::of(request.extensions());
         let request = request.into_inner();
-        let session = self.session(request.session)?;
+        let session = self.session(request.session, &caller)?;
         let savepoint = request
             .savepoint
             .ok_or_else(|| status(&operation::invalid("the call lacks its savepoint")))?;
@@ -220,8 +231,9 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::UnaryRollBackTo>,
     ) -> Result<Response<proto::Done>, Status> {
+        let caller = Principal::of(request.extensions());
         let request = request.into_inner();
-        let session = self.session(request.session)?;
+        let session = self.session(request.session, &caller)?;
         let back = request
             .roll_back_to
             .ok_or_else(|| status(&operation::invalid("the call lacks its savepoint")))?;
@@ -233,8 +245,9 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::UnaryEnd>,
     ) -> Result<Response<proto::Done>, Status> {
+        let caller = Principal::of(request.extensions());
         let request = request.into_inner();
-        let session = self.session(request.session)?;
+        let session = self.session(request.session, &caller)?;
         let end =
             request.end.ok_or_else(|| status(&operation::invalid("the call lacks what to end")))?;
         let (txn, operation) = operation::end_operation(end).map_err(|e| status(&e))?;
@@ -245,8 +258,9 @@ impl proto::locks_server::Locks for LocksApi {
         &self,
         request: Request<proto::BeginTxn>,
     ) -> Result<Response<proto::BeginResponse>, Status> {
+        let caller = Principal::of(request.extensions());
         let request = request.into_inner();
-        let session = self.session(request.session)?;
+        let session = self.session(request.session, &caller)?;
         let options = TxnOptions { validates: request.validates, label: request.label };
         let (number, txn) = session.begin(&options).map_err(|e| status(&e))?;
         Ok(Response::new(proto::BeginResponse { number: number.get(), txn: txn.to_string() }))

@@ -15,11 +15,12 @@
 //! | `host`, `slot` | [`ServiceHost`]: a service that replaces itself; the slot of a service in a server |
 //! | `settings` | [`ServerSettings`] |
 //! | `listener`, `transport` | [`ServerListener`]; the bytes of a connection, in plain text or with TLS |
-//! | `incoming`, `caller`, `calls` | bounds: connections, quotas of callers, calls |
-//! | `access`, `guard` | who may do what; callers that may not make a call are refused |
+//! | `access` | who may do what |
+//! | `calls` | every call: counted, its caller checked, its client bounded |
+//! | `incoming`, `caller`, `arriving`, `turns` | bounds: connections, clients, messages, shares of the processor |
 //! | `gate`, `deadline` | callers of other clusters are refused; calls end in time |
 //! | `locks` | the API `Locks`: its unary calls |
-//! | `session_stream`, `connection` | the session stream: as a call; its life |
+//! | `session_stream`, `hello`, `connection` | the session stream: as a call; its begin; its life |
 //! | `operation`, `under_way`, `quiet` | its messages; those that wait, or need no response |
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
 //! | `list_stream` | lists of the API `Admin`, sent slice by slice |
@@ -29,6 +30,7 @@
 mod access;
 mod admin;
 mod allocator;
+mod arriving;
 pub(crate) mod audit;
 mod caller;
 mod calls;
@@ -36,8 +38,8 @@ mod client_server;
 mod connection;
 mod deadline;
 mod gate;
-mod guard;
 mod health;
+mod hello;
 mod host;
 mod hot;
 mod incoming;
@@ -55,6 +57,7 @@ mod settings;
 mod slot;
 mod table_names;
 mod transport;
+mod turns;
 mod under_way;
 
 use std::future::Future;
@@ -63,7 +66,7 @@ use lockservice_core::Result;
 use lockservice_core::service::Stopped;
 
 pub(crate) use self::access::Principal;
-pub use self::access::{Access, AccessRole, IdentitySettings};
+pub use self::access::{Access, AccessRole, ClientLimits, IdentitySettings};
 pub use self::client_server::Server;
 pub use self::host::ServiceHost;
 #[cfg(feature = "cli")]

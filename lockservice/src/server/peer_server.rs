@@ -8,18 +8,22 @@ use lockservice_core::store::Cluster;
 use tokio::sync::watch;
 
 use super::access::Port;
+use super::calls::Calls;
 use super::deadline::Deadline;
 use super::gate::Gate;
-use super::guard::Guard;
 use super::serving::{Serving, transport};
 use super::{ServerListener, ServerSettings, allocator, peer};
+use crate::metrics::RpcMetrics;
 use crate::proto::allocator_server::AllocatorServer;
 use crate::proto::peer_server::PeerServer as PeerServiceServer;
 
 /// A gRPC server that listens to the other nodes of a cluster, on a listener of its own. The
 /// [module](super) says which processes may reach it. Dropping it closes every connection.
 #[derive(Debug)]
-pub struct PeerServer(Serving);
+pub struct PeerServer {
+    serving: Serving,
+    rpc: Arc<RpcMetrics>,
+}
 
 impl PeerServer {
     /// Starts to listen. Calls of nodes to the leader go to `allocator`, which is
@@ -37,7 +41,9 @@ impl PeerServer {
         settings: ServerSettings,
     ) -> Self {
         let listener: ServerListener = listener.into();
-        let guard = Guard::of(&listener, Port::Nodes);
+        let rpc = Arc::<RpcMetrics>::default();
+        let most = settings.message_bytes_max;
+        let calls = Calls::of(&listener, Port::Nodes, most, Arc::clone(&rpc));
         let gate = Gate::members_of(cluster);
         let peer = PeerServiceServer::new(peer::PeerApi::new(Arc::clone(&allocator), gate.clone()))
             .max_decoding_message_size(settings.message_bytes_max);
@@ -45,9 +51,14 @@ impl PeerServer {
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, gate))
             .max_decoding_message_size(settings.message_bytes_max);
         let router = transport()
-            .add_service(guard.guarded(Deadline(peer)))
-            .add_service(guard.guarded(Deadline(allocator)));
-        Self(Serving::start(router, listener, settings))
+            .add_service(calls.checked(Deadline(peer)))
+            .add_service(calls.checked(Deadline(allocator)));
+        Self { serving: Serving::start(router, listener, settings), rpc }
+    }
+
+    /// What is counted of the calls of other nodes.
+    pub fn metrics(&self) -> &Arc<RpcMetrics> {
+        &self.rpc
     }
 
     /// Resolves when the listener breaks, with the reason: the node can lead no more then.
@@ -55,7 +66,7 @@ impl PeerServer {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn broken(&mut self) -> Error {
-        self.0.broken().await
+        self.serving.broken().await
     }
 
     /// Closes the connections.
@@ -63,6 +74,6 @@ impl PeerServer {
     /// # Cancel safety
     /// Dropping the call closes the connections at once.
     pub async fn close(self) {
-        self.0.close().await;
+        self.serving.close().await;
     }
 }

@@ -6,6 +6,8 @@ use lockservice_core::service::QuotaSettings;
 use lockservice_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+use super::access::{BYTES_MIN, ClientLimits};
+
 /// Limits of the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -38,14 +40,25 @@ pub struct ServerSettings {
     /// Most memory that messages which arrive, queued operations and unacknowledged responses of
     /// one connection may use, in bytes, as estimated. Default 64 MiB.
     pub kept_bytes_per_connection_max: usize,
-    /// Most sessions of one address. Default 5,000: one address cannot shut all others out.
-    pub sessions_per_address_max: usize,
-    /// Most operations under way in the sessions of one address, waits included. Default 50,000.
-    pub ops_per_address_max: usize,
-    /// As `calls_per_connection_max`, of one address. Default 10,000.
-    pub calls_per_address_max: usize,
-    /// As `kept_bytes_per_connection_max`, of one address. Default 256 MiB.
-    pub kept_bytes_per_address_max: usize,
+    /// Most sessions of one client: an identity, or an address of callers without one. Default
+    /// 5,000, half of `service.sessions_max`, so that one client cannot shut all others out. The
+    /// other limits of a client are likewise below those of the node.
+    pub sessions_per_client_max: usize,
+    /// Most transactions of the sessions of one client. Default 500,000, half of
+    /// `service.txns_max`.
+    pub txns_per_client_max: usize,
+    /// Most operations under way in the sessions of one client, waits included. Default 50,000,
+    /// half of `service.engine.waiters_max`.
+    pub ops_per_client_max: usize,
+    /// As `calls_per_connection_max`, of one client. Default 10,000.
+    pub calls_per_client_max: usize,
+    /// As `kept_bytes_per_connection_max`, of one client. Default 256 MiB, a quarter of
+    /// `service.kept_bytes_max`.
+    pub kept_bytes_per_client_max: usize,
+    /// Most memory of the locks of one client, in bytes, as estimated: about 85 for a row with a
+    /// short key. Default 512 MiB, half of `service.engine.lock_bytes_max`. A transaction takes a
+    /// kibibyte when it begins.
+    pub lock_bytes_per_client_max: usize,
     /// Most lines in a list of locks, waits or binds. The last line says how many more there are.
     /// Default 100,000.
     pub list_lines_max: usize,
@@ -70,10 +83,12 @@ impl Default for ServerSettings {
             ops_per_connection_max: 20_000,
             calls_per_connection_max: 5_000,
             kept_bytes_per_connection_max: 64 << 20,
-            sessions_per_address_max: 5_000,
-            ops_per_address_max: 50_000,
-            calls_per_address_max: 10_000,
-            kept_bytes_per_address_max: 256 << 20,
+            sessions_per_client_max: 5_000,
+            txns_per_client_max: 500_000,
+            ops_per_client_max: 50_000,
+            calls_per_client_max: 10_000,
+            kept_bytes_per_client_max: 256 << 20,
+            lock_bytes_per_client_max: 512 << 20,
             list_lines_max: 100_000,
             grace_ms: 6_000,
             volatile: false,
@@ -96,11 +111,13 @@ impl ServerSettings {
             ("sessions_per_connection_max", self.sessions_per_connection_max, 1),
             ("ops_per_connection_max", self.ops_per_connection_max, 1),
             ("calls_per_connection_max", self.calls_per_connection_max, 1),
-            ("kept_bytes_per_connection_max", self.kept_bytes_per_connection_max, 1 << 16),
-            ("sessions_per_address_max", self.sessions_per_address_max, 1),
-            ("ops_per_address_max", self.ops_per_address_max, 1),
-            ("calls_per_address_max", self.calls_per_address_max, 1),
-            ("kept_bytes_per_address_max", self.kept_bytes_per_address_max, 1 << 16),
+            ("kept_bytes_per_connection_max", self.kept_bytes_per_connection_max, BYTES_MIN),
+            ("sessions_per_client_max", self.sessions_per_client_max, 1),
+            ("txns_per_client_max", self.txns_per_client_max, 1),
+            ("ops_per_client_max", self.ops_per_client_max, 1),
+            ("calls_per_client_max", self.calls_per_client_max, 1),
+            ("kept_bytes_per_client_max", self.kept_bytes_per_client_max, BYTES_MIN),
+            ("lock_bytes_per_client_max", self.lock_bytes_per_client_max, BYTES_MIN),
             ("list_lines_max", self.list_lines_max, 1),
             // A client needs some time to read, or to send its hello.
             ("write_ms_max", usize::try_from(self.write_ms_max).unwrap_or(usize::MAX), 1),
@@ -122,16 +139,21 @@ impl ServerSettings {
             ops_max: self.ops_per_connection_max,
             kept_bytes_max: self.kept_bytes_per_connection_max,
             calls_max: self.calls_per_connection_max,
+            // They are bounded for the whole client.
+            ..QuotaSettings::default()
         }
     }
 
-    pub(super) fn of_an_address(&self) -> QuotaSettings {
-        QuotaSettings {
-            sessions_max: self.sessions_per_address_max,
-            ops_max: self.ops_per_address_max,
-            kept_bytes_max: self.kept_bytes_per_address_max,
-            calls_max: self.calls_per_address_max,
-        }
+    /// The limits of one client, which has some of its own perhaps.
+    pub(super) fn of_a_client(&self, own: Option<ClientLimits>) -> QuotaSettings {
+        own.unwrap_or_default().or(QuotaSettings {
+            sessions_max: self.sessions_per_client_max,
+            txns_max: self.txns_per_client_max,
+            ops_max: self.ops_per_client_max,
+            calls_max: self.calls_per_client_max,
+            kept_bytes_max: self.kept_bytes_per_client_max,
+            lock_bytes_max: self.lock_bytes_per_client_max,
+        })
     }
 
     pub(crate) fn write_max(&self) -> Duration {

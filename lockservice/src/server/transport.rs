@@ -1,32 +1,22 @@
-//! [`Transport`]: the bytes of a connection, in plain text or with TLS.
+//! [`Transport`]: a connection from its first byte on, in plain text or with TLS.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-#[cfg(feature = "tls")]
-use tokio_rustls::server::TlsStream;
-
 use super::caller::Channel;
+use crate::stream::Stream;
 #[cfg(feature = "tls")]
 use crate::tls::{Accepted, Handshake};
 
-/// The bytes of a connection. Nothing may be read or written before it is open.
+/// A connection. Nothing may be read or written before it is open.
 #[derive(Debug)]
 pub(super) enum Transport {
-    /// On a listener without TLS.
-    Plain(TcpStream),
+    /// Both ends have accepted each other.
+    Open(Stream, Channel),
     /// The handshake is not over, or has failed.
     #[cfg(feature = "tls")]
     Handshake(Box<Handshake>),
-    /// In plain text, on a listener with TLS.
-    #[cfg(feature = "tls")]
-    PlainToTls(TcpStream),
-    /// TLS, and the common name in the client's certificate.
-    #[cfg(feature = "tls")]
-    Tls(Box<TlsStream<TcpStream>>, Option<String>),
 }
 
 impl Transport {
@@ -35,23 +25,29 @@ impl Transport {
         #[cfg(feature = "tls")]
         if let Self::Handshake(handshake) = self {
             *self = match std::task::ready!(handshake.poll(cx))? {
-                Accepted::Plain(stream) => Self::PlainToTls(stream),
+                Accepted::Plain(stream) => Self::Open(Stream::Plain(stream), Channel::PlainToTls),
                 Accepted::Tls(stream, certificate) => {
-                    Self::Tls(stream, certificate.map(|certificate| certificate.name))
+                    let name = certificate.map(|certificate| certificate.name);
+                    Self::Open(Stream::Tls(stream), Channel::Tls(name))
                 }
             };
         }
         #[cfg(not(feature = "tls"))]
         let _ = cx;
-        Poll::Ready(Ok(match self {
-            Self::Plain(_) => Channel::Plain,
+        Poll::Ready(match self {
+            Self::Open(_, channel) => Ok(channel.clone()),
             #[cfg(feature = "tls")]
-            Self::PlainToTls(_) => Channel::PlainToTls,
+            Self::Handshake(_) => Err(io::ErrorKind::NotConnected.into()),
+        })
+    }
+
+    /// Its bytes. Fails before it is open.
+    pub(super) fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
+        match self {
+            Self::Open(stream, _) => Ok(Pin::new(stream)),
             #[cfg(feature = "tls")]
-            Self::Tls(_, certificate) => Channel::Tls(certificate.clone()),
-            #[cfg(feature = "tls")]
-            Self::Handshake(_) => return not_open(),
-        }))
+            Self::Handshake(_) => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Gives a handshake up that takes too long.
@@ -59,93 +55,6 @@ impl Transport {
         #[cfg(feature = "tls")]
         if let Self::Handshake(handshake) = self {
             handshake.is_late();
-        }
-    }
-}
-
-#[cfg(feature = "tls")]
-fn not_open<T>() -> Poll<io::Result<T>> {
-    Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
-}
-
-impl AsyncRead for Transport {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            #[cfg(feature = "tls")]
-            Self::PlainToTls(stream) => Pin::new(stream).poll_read(cx, buf),
-            #[cfg(feature = "tls")]
-            Self::Tls(stream, _) => Pin::new(stream).poll_read(cx, buf),
-            #[cfg(feature = "tls")]
-            Self::Handshake(_) => not_open(),
-        }
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            #[cfg(feature = "tls")]
-            Self::PlainToTls(stream) => Pin::new(stream).poll_write(cx, bytes),
-            #[cfg(feature = "tls")]
-            Self::Tls(stream, _) => Pin::new(stream).poll_write(cx, bytes),
-            #[cfg(feature = "tls")]
-            Self::Handshake(_) => not_open(),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
-            #[cfg(feature = "tls")]
-            Self::PlainToTls(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
-            #[cfg(feature = "tls")]
-            Self::Tls(stream, _) => Pin::new(stream).poll_write_vectored(cx, bytes),
-            #[cfg(feature = "tls")]
-            Self::Handshake(_) => not_open(),
-        }
-    }
-
-    /// Every kind of stream writes several pieces at once.
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            #[cfg(feature = "tls")]
-            Self::PlainToTls(stream) => Pin::new(stream).poll_flush(cx),
-            #[cfg(feature = "tls")]
-            Self::Tls(stream, _) => Pin::new(stream).poll_flush(cx),
-            #[cfg(feature = "tls")]
-            Self::Handshake(_) => not_open(),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            #[cfg(feature = "tls")]
-            Self::PlainToTls(stream) => Pin::new(stream).poll_shutdown(cx),
-            #[cfg(feature = "tls")]
-            Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
-            // Dropping it closes the connection.
-            #[cfg(feature = "tls")]
-            Self::Handshake(_) => Poll::Ready(Ok(())),
         }
     }
 }

@@ -17,8 +17,8 @@ use rustls::sign::SingleCertAndKey;
 use serde::{Deserialize, Serialize};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
-use tokio_rustls::{Accept, TlsAcceptor};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::{Accept, TlsAcceptor, TlsStream};
 
 use super::certificate::Certificate;
 use super::{ALPN, explain, files, provider};
@@ -152,9 +152,15 @@ impl ServerTls {
         }
     }
 
-    /// Begins a handshake with the client at `address`.
-    pub(crate) fn accept(&self, stream: TcpStream, address: SocketAddr) -> Handshake {
-        Handshake { tls: self.clone(), address, state: State::First(stream) }
+    /// Begins a handshake with the client at `address`. It goes on, once the client has begun it,
+    /// with one of the permits of `turns`.
+    pub(crate) fn accept(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        turns: Arc<Semaphore>,
+    ) -> Handshake {
+        Handshake { tls: self.clone(), address, turns, state: State::First(stream) }
     }
 
     /// Logs a handshake that failed.
@@ -177,16 +183,27 @@ impl ServerTls {
 pub(crate) struct Handshake {
     tls: ServerTls,
     address: SocketAddr,
+    /// Handshakes are the most expensive thing that a stranger can ask for. So those with one
+    /// address are bounded, and others need not wait behind a flood of them.
+    turns: Arc<Semaphore>,
     state: State,
 }
 
 enum State {
     /// Nothing was received yet.
     First(TcpStream),
-    Accepting(Box<Accept<TcpStream>>),
+    /// It has begun, and others of its address go on.
+    Queued(TcpStream, Turn),
+    Accepting {
+        accept: Box<Accept<TcpStream>>,
+        _turn: Option<OwnedSemaphorePermit>,
+    },
     /// It is over.
     Over,
 }
+
+/// `None` if there are no turns any more.
+type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 /// The outcome of a handshake.
 #[derive(Debug)]
@@ -235,9 +252,9 @@ impl Handshake {
                     };
                     match byte[0] {
                         HANDSHAKE_RECORD => {
-                            // A handshake uses the certificates that were current at its begin.
-                            let acceptor = TlsAcceptor::from(self.tls.0.config.current());
-                            self.state = State::Accepting(Box::new(acceptor.accept(stream)));
+                            let turns = Arc::clone(&self.turns);
+                            let turn = Box::pin(async move { turns.acquire_owned().await.ok() });
+                            self.state = State::Queued(stream, turn);
                         }
                         PREFACE => return Poll::Ready(Ok(Accepted::Plain(stream))),
                         _ => {
@@ -249,11 +266,22 @@ impl Handshake {
                         }
                     }
                 }
-                State::Accepting(accept) => {
+                State::Queued(_, turn) => {
+                    let turn = ready!(turn.as_mut().poll(cx));
+                    let State::Queued(stream, _) = std::mem::replace(&mut self.state, State::Over)
+                    else {
+                        return Poll::Ready(Err(over()));
+                    };
+                    // A handshake uses the certificates that were current at its begin.
+                    let acceptor = TlsAcceptor::from(self.tls.0.config.current());
+                    let accept = Box::new(acceptor.accept(stream));
+                    self.state = State::Accepting { accept, _turn: turn };
+                }
+                State::Accepting { accept, .. } => {
                     let stream = ready!(Pin::new(&mut **accept).poll(cx))?;
                     let presented = stream.get_ref().1.peer_certificates();
                     let certificate = presented.and_then(<[_]>::first).and_then(Certificate::parse);
-                    return Poll::Ready(Ok(Accepted::Tls(Box::new(stream), certificate)));
+                    return Poll::Ready(Ok(Accepted::Tls(Box::new(stream.into()), certificate)));
                 }
                 State::Over => return Poll::Ready(Err(over())),
             }
@@ -269,7 +297,8 @@ impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::First(_) => "First",
-            Self::Accepting(_) => "Accepting",
+            Self::Queued(..) => "Queued",
+            Self::Accepting { .. } => "Accepting",
             Self::Over => "Over",
         })
     }

@@ -63,11 +63,19 @@ pub(crate) struct Guarded {
 
 impl Guarded {
     pub(crate) fn start(identities: &str) -> Self {
+        Self::start_with(identities, "")
+    }
+
+    /// With these settings.
+    pub(crate) fn start_with(identities: &str, settings: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("identities.toml");
         replace(&file, identities);
-        let path = file.to_str().expect("text").to_owned();
-        let server = Server::start_with(&["--identity-file", &path]);
+        let config = folder.path().join("settings.toml");
+        replace(&config, settings);
+        let text = |path: &Path| path.to_str().expect("text").to_owned();
+        let flags = ["--identity-file", &text(&file), "--config", &text(&config)];
+        let server = Server::start_with(&flags);
         Self { server, file, _folder: folder }
     }
 

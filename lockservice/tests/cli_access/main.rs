@@ -6,6 +6,7 @@
 //! | `refused.rs` | those that are not, or may not: the status, and a sentence that helps |
 //! | `wire.rs` | the statuses of calls, and commits that present tables |
 //! | `revoked.rs` | tokens that are revoked or replaced while sessions hold locks |
+//! | `sessions.rs` | whose a session is; the limits of an identity |
 //! | `kit.rs` | servers with identities |
 
 #[path = "../cli_support/mod.rs"]
@@ -17,4 +18,5 @@ mod allowed;
 mod kit;
 mod refused;
 mod revoked;
+mod sessions;
 mod wire;

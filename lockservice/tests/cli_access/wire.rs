@@ -14,18 +14,23 @@ use tonic::{Code, Request};
 
 use crate::kit::{Guarded, Token, identity};
 
-async fn channel(guarded: &Guarded) -> Channel {
+pub(crate) async fn channel(guarded: &Guarded) -> Channel {
     let address = format!("http://{}", guarded.server.address);
     Endpoint::from_shared(address).expect("an address").connect().await.expect("it listens")
 }
 
 /// A call with `authorization`, as a client in any language makes it.
-fn with<T>(message: T, authorization: Option<&str>) -> Request<T> {
+pub(crate) fn with<T>(message: T, authorization: Option<&str>) -> Request<T> {
     let mut request = Request::new(message);
     if let Some(value) = authorization {
         request.metadata_mut().insert("authorization", value.parse().expect("ascii"));
     }
     request
+}
+
+/// What the metadata `authorization` says with a token.
+pub(crate) fn bearer(token: &Token) -> String {
+    format!("Bearer {}", token.text)
 }
 
 #[tokio::test]
@@ -37,7 +42,6 @@ async fn a_call_of_any_language_has_a_status_that_says_whether_the_caller_is_kno
         identity("operator", "'operator'", &operator, ""),
     ));
     let channel = channel(&guarded).await;
-    let bearer = |token: &Token| format!("Bearer {}", token.text);
     let (client, operator, other) = (bearer(&client), bearer(&operator), bearer(&other));
     let mut locks = LocksClient::new(channel.clone());
     let mut admin = AdminClient::new(channel.clone());

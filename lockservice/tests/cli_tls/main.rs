@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `accepted.rs` | a client and a server that know each other |
 //! | `refused.rs` | those that do not: the status, and a sentence that helps |
+//! | `handshakes.rs` | handshakes of clients that are not ours |
 //! | `replaced.rs` | certificates are replaced while sessions hold locks |
 //! | `kit.rs` | certificates, and a proxy that cuts connections |
 
@@ -11,6 +12,7 @@
 mod cli_support;
 
 mod accepted;
+mod handshakes;
 mod kit;
 mod refused;
 mod replaced;

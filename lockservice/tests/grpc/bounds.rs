@@ -61,7 +61,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 #[tokio::test]
 async fn messages_that_never_arrive_whole_take_no_more_memory_than_their_address_may() {
     let settings =
-        ServerSettings { kept_bytes_per_address_max: 256 * KIB, ..ServerSettings::default() };
+        ServerSettings { kept_bytes_per_client_max: 256 * KIB, ..ServerSettings::default() };
     let served = Served::start(settings).await;
     // Two connections of one address.
     let (mut one, two) = (Caller::new(&served).await, Caller::new(&served).await);
@@ -75,7 +75,7 @@ async fn messages_that_never_arrive_whole_take_no_more_memory_than_their_address
     for _ in 0..4 {
         let refused = within(calls.next()).await.expect("those without room are answered");
         assert_eq!(from_status(&refused).kind(), ErrorKind::ResourceExhausted);
-        assert!(refused.message().contains("of one address"), "{refused:?}");
+        assert!(refused.message().contains("of the address 127.0.0.1"), "{refused:?}");
     }
     assert!(calls.next().now_or_never().is_none(), "four have room");
     let large = || vec![Bytes::from(vec![7; 1_000]); 100];
@@ -107,7 +107,7 @@ async fn a_session_stream_without_room_for_its_frame_learns_why_it_ends() {
 
 #[tokio::test]
 async fn calls_that_wait_are_bounded_and_a_release_is_let_in_beside_them() {
-    let settings = ServerSettings { calls_per_address_max: 2, ..ServerSettings::default() };
+    let settings = ServerSettings { calls_per_client_max: 2, ..ServerSettings::default() };
     let served = Served::start(settings).await;
     let mut caller = Caller::new(&served).await;
     let holder = caller.begin().await;
@@ -127,7 +127,7 @@ async fn calls_that_wait_are_bounded_and_a_release_is_let_in_beside_them() {
     assert!(waiting.iter_mut().all(|call| call.now_or_never().is_none()));
     let refused = within(caller.lock(&other, b"c")).await.expect_err("two are open");
     assert_eq!(refused.code(), Code::ResourceExhausted);
-    assert!(refused.message().contains("open calls of one address"), "{refused:?}");
+    assert!(refused.message().contains("open calls of the address 127.0.0.1"), "{refused:?}");
     assert_eq!(within(caller.end(&holder)).await.expect("a release is let in").released, 2);
     for call in waiting {
         within(call).await.expect("in turn");

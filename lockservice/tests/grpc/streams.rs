@@ -201,7 +201,7 @@ async fn every_lock_response_renews_the_session_so_that_busy_clients_need_no_hea
 async fn one_address_cannot_take_all_sessions_and_one_connection_not_all_of_an_address() {
     let settings = ServerSettings {
         sessions_per_connection_max: 2,
-        sessions_per_address_max: 3,
+        sessions_per_client_max: 3,
         ..ServerSettings::default()
     };
     let served = Served::start(settings).await;
@@ -213,7 +213,7 @@ async fn one_address_cannot_take_all_sessions_and_one_connection_not_all_of_an_a
     assert!(refused.to_string().contains("of one connection"), "{refused}");
     let third = second.session(None).await.expect("room");
     let refused = second.session(None).await.expect_err("three are allowed");
-    assert!(refused.to_string().contains("of one address"), "{refused}");
+    assert!(refused.to_string().contains("of the address 127.0.0.1"), "{refused}");
     // Its streams go on, and those that it gives up make room.
     third.lock(spec("alice")).await.expect("free").unlock().await.expect("acknowledged");
     for session in held {
@@ -224,7 +224,7 @@ async fn one_address_cannot_take_all_sessions_and_one_connection_not_all_of_an_a
 
 #[tokio::test]
 async fn waits_of_one_address_are_bounded_over_its_sessions_and_releases_are_not() {
-    let settings = ServerSettings { ops_per_address_max: 2, ..ServerSettings::default() };
+    let settings = ServerSettings { ops_per_client_max: 2, ..ServerSettings::default() };
     let served = Served::start(settings).await;
     let client = Client::connect(&served.address).await.expect("it responds");
     let (a, b) =
@@ -236,7 +236,7 @@ async fn waits_of_one_address_are_bounded_over_its_sessions_and_releases_are_not
     }
     let refused = b.lock(spec("bob")).await.expect_err("two are under way");
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
-    assert!(refused.to_string().contains("of one address"), "{refused}");
+    assert!(refused.to_string().contains("of the address 127.0.0.1"), "{refused}");
     held.unlock().await.expect("acknowledged");
     for waiting in waiting {
         waiting.await.expect("no panic");
@@ -251,7 +251,7 @@ async fn wait_in(session: lockservice::client::Session) {
 #[tokio::test]
 async fn frames_of_clients_that_read_no_responses_count_in_what_their_address_may_keep() {
     let settings = ServerSettings {
-        kept_bytes_per_address_max: 256 << 10,
+        kept_bytes_per_client_max: 256 << 10,
         kept_bytes_per_connection_max: 256 << 10,
         ..ServerSettings::default()
     };

@@ -202,6 +202,7 @@ impl Led {
             let sent = shared.env.now();
             match store.renew(*epoch).await {
                 Ok(renewal) if renewal.lineage != lineage => {
+                    shared.metrics.renewal_failed();
                     leadership.end();
                     end(&shared.ended, &another_store());
                 }
@@ -211,6 +212,7 @@ impl Led {
                     pause = ttl / 3;
                 }
                 Err(e) if e.kind() == ErrorKind::Fenced => {
+                    shared.metrics.renewal_failed();
                     leadership.end();
                     end(&shared.ended, &e);
                 }

@@ -77,6 +77,7 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
                 attempts.retain(|attempt| attempt.sent > sent);
             }
             Err(e) if e.kind() == ErrorKind::LeaseLost => {
+                inner.metrics().lease_renewals_failed.add(1);
                 tracing::error!(error = ?e, "the allocator no longer knows this incarnation");
                 inner.seal(lease_lost());
                 return;

@@ -14,7 +14,7 @@
 //! | `state.rs` | the queues of one session |
 //! | `renewals.rs` | the end of its promise |
 //! | `pending.rs` | the result of an operation, known or to come |
-//! | `quota.rs`, `weight.rs` | bounds on sessions, calls and memory; estimates of memory |
+//! | `quota/`, `weight.rs` | bounds on sessions, calls, transactions and memory; estimates of memory |
 //! | `registry.rs` | sessions by id; how many sessions and transactions there are |
 //!
 //! # Implementation details
@@ -233,6 +233,7 @@ impl Session {
             self.inner.parts.env.now(),
             options,
             Some(Arc::clone(&self.record.renewals)),
+            state.charge.txn()?,
         )?;
         let id = txn.id;
         state.txns.insert(number, Box::new(TxnQueue::new(txn)));

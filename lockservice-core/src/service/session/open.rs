@@ -111,6 +111,20 @@ impl LockService {
         Ok(session)
     }
 
+    /// The session with this id, if a caller with this `identity` opened it: an empty one stands
+    /// for all callers without.
+    ///
+    /// # Errors
+    /// As [`session`](Self::session). Whether another opened it is not told.
+    pub fn session_of(&self, id: SessionId, identity: &str) -> Result<Session> {
+        let session = self.session(id)?;
+        if session.record.renewals.opened_by.identity == identity {
+            Ok(session)
+        } else {
+            Err(unknown())
+        }
+    }
+
     /// The session with this id.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ impl ServiceInner {
         let unlock = |bound| self.engine.unlock(txn.at_engine(), &bound, items, commit);
         let released = bound.map_or(0, unlock);
         self.note_released(txn);
+        self.give_room_back(txn);
         released
     }
 
@@ -33,6 +34,7 @@ impl ServiceInner {
     pub(crate) fn roll_back_to(&self, txn: &TxnRecord, savepoint: Savepoint) -> Result<usize> {
         let released = self.engine.roll_back_to(txn.at_engine(), savepoint);
         self.note_released(txn);
+        self.give_room_back(txn);
         released
     }
 
@@ -40,6 +42,7 @@ impl ServiceInner {
     pub(crate) fn roll_back(&self, txn: &TxnRecord, grant: &Grant) {
         self.engine.roll_back(txn.at_engine(), grant.bind.id, grant);
         self.note_released(txn);
+        self.give_room_back(txn);
     }
 
     /// Makes chosen items weaker, and returns how many were stronger.
@@ -71,6 +74,9 @@ impl ServiceInner {
         }
         if let Some(kill) = txn.kill() {
             kill.over();
+        }
+        if let Some(charge) = txn.charge() {
+            charge.give_back();
         }
         self.txns.leave();
         self.departures.note();

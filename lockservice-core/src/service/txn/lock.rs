@@ -116,6 +116,9 @@ impl ServiceInner {
             );
             return self.decided(Err(refusal.with("most", ANCESTORS_MAX)), &traced);
         }
+        if let Err(e) = self.make_room(txn, &spec.items) {
+            return BegunLock::Decided(Err(e));
+        }
         let (deadline, snapshot) = (self.deadline(&spec, began), snapshot(&spec, began));
         let LockSpec { table, items, mode, wait, escalate, timeout, ancestors, .. } = spec;
         let times = CallTimes { began, deadline, snapshot, timeout };

@@ -9,6 +9,7 @@
 //! | `end.rs` | unlock, end, abandon |
 //! | `force_release.rs` | the holders of a key are killed |
 //! | `kill.rs` | ended while its session lives, by an operator or at a limit |
+//! | `room.rs` | the memory of its locks, within the limit of its client |
 //! | `live.rs` | the validating transactions that are alive, and their report |
 //! | `row.rs` | rows that are locked at once |
 //! | `waits.rs` | the lock calls of a session that wait, and the conflicting holders |
@@ -27,6 +28,7 @@ mod kill;
 pub(in crate::service) mod live;
 mod lock;
 mod record;
+mod room;
 pub(in crate::service) mod row;
 pub(in crate::service) mod slow;
 pub(in crate::service) mod trace;
@@ -75,7 +77,7 @@ impl LockService {
     /// transactions is reached; end some first.
     pub fn begin(&self, options: TxnOptions) -> Result<Txn> {
         let began = self.inner.parts.env.now();
-        let record = self.inner.begin(began, &options, None)?;
+        let record = self.inner.begin(began, &options, None, None)?;
         Ok(Txn {
             inner: Arc::clone(&self.inner),
             record,

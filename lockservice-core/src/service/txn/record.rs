@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::service::limits::LimitedHolds;
 use crate::service::session::Renewals;
+use crate::service::session::quota::TxnCharge;
 use crate::service::txn::kill::TxnKill;
 use crate::service::{ServiceInner, TxnOptions, TxnParty};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +28,8 @@ pub(crate) struct TxnRecord {
     at_engine: TxnHandle,
     pub(in crate::service) held_since: HeldSince,
     rare: OnceLock<Box<Rare>>,
+    /// What it takes of the quota of its client, if that is bounded.
+    charge: Option<TxnCharge>,
 }
 
 /// What few transactions have: made when it is needed, so that the others stay small.
@@ -66,7 +69,7 @@ impl TxnRecord {
     ) -> Self {
         let at_engine = TxnHandle::new(id);
         let (held_since, rare) = Default::default();
-        Self { id, label, session, at_engine, held_since, rare }
+        Self { id, label, session, at_engine, held_since, rare, charge: None }
     }
 
     /// What operators know of it.
@@ -81,6 +84,19 @@ impl TxnRecord {
             held: self.held_since.get().map(|since| clock.now().since(since)),
             still_running: session.map_or_else(String::new, |it| it.still_running().to_owned()),
         }
+    }
+
+    /// It is charged to its client.
+    fn charged(mut self, charge: Option<TxnCharge>) -> Self {
+        if let Some(charge) = &charge {
+            self.at_engine.allow(charge.reserved());
+        }
+        self.charge = charge;
+        self
+    }
+
+    pub(super) const fn charge(&self) -> Option<&TxnCharge> {
+        self.charge.as_ref()
     }
 
     /// The client of its session; empty for an embedder.
@@ -158,12 +174,13 @@ impl Drop for CallInFlight {
 }
 
 impl ServiceInner {
-    /// Begins a transaction. `now` was just read.
+    /// Begins a transaction, of a session that has this `charge` for it. `now` was just read.
     pub(crate) fn begin(
         &self,
         now: Time,
         options: &TxnOptions,
         session: Option<Arc<Renewals>>,
+        charge: Option<TxnCharge>,
     ) -> Result<Arc<TxnRecord>> {
         self.check_serving_at(now)?;
         if options.label.len() > LABEL_BYTES_MAX {
@@ -177,7 +194,7 @@ impl ServiceInner {
         self.txns.enter()?;
         let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
         let label = options.label.as_str().into();
-        let record = Arc::new(TxnRecord::new(id, label, session));
+        let record = Arc::new(TxnRecord::new(id, label, session).charged(charge));
         if record.has_name() {
             self.named_txns.upsert(id, || Arc::clone(&record), |_| ());
         }

@@ -150,11 +150,23 @@ impl ServiceInner {
         if !spec.ancestors.is_empty() || spec.trace.is_some() {
             return None;
         }
-        let (row, mut grant, drew) = self.tables.with_owned(&spec.table, |bound| {
-            let row = self.engine.lock_row(txn.at_engine(), bound, key, spec.mode)?;
-            let drew = row.tokens_left.map(|left| (Arc::clone(bound.bind()), left));
-            Some((row, row.to_grant(bound, key), drew))
-        })?;
+        let lock = || {
+            self.tables.with_owned(&spec.table, |bound| {
+                let row = self.engine.lock_row(txn.at_engine(), bound, key, spec.mode)?;
+                let drew = row.tokens_left.map(|left| (Arc::clone(bound.bind()), left));
+                Some((row, row.to_grant(bound, key), drew))
+            })
+        };
+        let locked = match lock() {
+            // What it lacked was room, perhaps.
+            None => match self.make_room(txn, &spec.items) {
+                Ok(true) => lock(),
+                Ok(false) => None,
+                Err(e) => return Some(self.count_refusal(Err(e))),
+            },
+            locked => locked,
+        };
+        let (row, mut grant, drew) = locked?;
         drew.into_iter().for_each(|(bind, left)| self.tokens_left(&bind, left));
         grant.history_unknown = is_history_unknown(row.history_since, snapshot(spec, began));
         Some(self.count_refusal(self.still_good(txn, grant, began)))

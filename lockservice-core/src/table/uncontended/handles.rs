@@ -83,6 +83,9 @@ pub(super) struct RowHolds {
     pub(super) bytes: usize,
     /// At least the memory of the holds in the state, in bytes.
     pub(super) state_bytes: usize,
+    /// The memory that the holds may take before somebody is asked for more, in bytes; `None`: as
+    /// much as the settings allow.
+    pub(super) allowance: Option<usize>,
     /// The number of the next hold, or of the next call that goes the general way.
     pub(super) next: HoldSeq,
     /// The state may have holds, or a call, of the transaction.
@@ -178,6 +181,27 @@ impl TxnHandle {
         self.holds.lock().list.iter().filter(|hold| hold.is_held(self.id, places)).count()
     }
 
+    /// Sets how much memory the holds may take, in bytes, before
+    /// [`lock_row`](crate::table::LockEngine::lock_row) grants nothing more. The caller sees to it
+    /// that other calls keep to it too.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn allow(&self, bytes: usize) {
+        self.holds.lock().allowance = Some(bytes);
+    }
+
+    /// The memory of its holds that are uncontended, in bytes.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn bytes_uncontended(&self) -> usize {
+        self.holds.lock().bytes
+    }
+
+    /// At least the memory of its holds, in bytes.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn bytes_at_most(&self) -> usize {
+        let holds = self.holds.lock();
+        holds.bytes + holds.state_bytes
+    }
+
     /// Begins a call that goes the general way. Until the guard is dropped,
     /// [`lock_row`](crate::table::LockEngine::lock_row) grants nothing to this transaction (T2).
     pub fn begin_call(&self) -> CallGuard<'_> {
@@ -260,6 +284,11 @@ impl Drop for CallGuard<'_> {
 }
 
 impl RowHolds {
+    /// The most memory that the holds may take, if the settings allow `most`.
+    pub(super) fn bytes_max(&self, most: usize) -> usize {
+        self.allowance.map_or(most, |allowance| allowance.min(most))
+    }
+
     /// The number of a call that goes the general way.
     pub(super) const fn take_seq(&mut self) -> HoldSeq {
         let next = self.next.next();
@@ -274,7 +303,11 @@ impl RowHolds {
         let released = self.released + self.released_in_state;
         if released > Self::RELEASED_MAX && released > self.list.len() / 2 {
             let before = self.list.len();
-            self.list.retain(|hold| hold.is_held(txn, places));
+            // Some were inflated, and their memory is that of the state now.
+            let mut bytes = 0;
+            self.list
+                .retain(|hold| hold.bytes(txn, places).inspect(|hold| bytes += hold).is_some());
+            self.bytes = bytes;
             shrink(&mut self.list);
             // Those that were inflated are in the state.
             self.in_state |= before - self.list.len() > self.released;
@@ -284,6 +317,11 @@ impl RowHolds {
 }
 
 impl HoldRef {
+    /// The memory of the hold, in bytes, if it is still where it was granted.
+    fn bytes(&self, txn: TxnId, places: &TablePlaces) -> Option<usize> {
+        places.get(self.place).shard(self.shard).lock().bytes_of(self.slot, txn, self.seq)
+    }
+
     /// True if the hold is still where it was granted.
     pub(super) fn is_held(&self, txn: TxnId, places: &TablePlaces) -> bool {
         places.get(self.place).shard(self.shard).lock().has(self.slot, txn, self.seq)

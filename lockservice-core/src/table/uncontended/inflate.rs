@@ -25,7 +25,7 @@ impl LockEngine {
     }
 
     /// The memory of a transaction's holds in the state, in bytes.
-    pub(super) fn bytes_in_state(&self, txn: TxnId) -> usize {
+    pub(in crate::table) fn bytes_in_state(&self, txn: TxnId) -> usize {
         self.state().lock().txns.get(&txn).map_or(0, |txn| txn.bytes)
     }
 

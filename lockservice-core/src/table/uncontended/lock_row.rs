@@ -57,7 +57,8 @@ impl LockEngine {
     ///   it.
     /// - The transaction holds the row more weakly.
     /// - The table is not served any more at the version of the handle, or the engine is sealed.
-    /// - A limit of the settings is reached, or the table has no token.
+    /// - A limit of the settings is reached, or that of the transaction's allowance, or the table
+    ///   has no token.
     /// - The handle is of another engine.
     /// - The transaction was [closed](TxnHandle::close).
     /// - A call of the transaction is in flight of which its [handle](TxnHandle::begin_call) knows
@@ -75,7 +76,7 @@ impl LockEngine {
             || holds.closed
             || holds.in_flight > 0
             || holds.next == HoldSeq::LAST
-            || holds.state_bytes + holds.bytes + bytes > self.txn_bytes_max()
+            || holds.state_bytes + holds.bytes + bytes > holds.bytes_max(self.txn_bytes_max())
         {
             return None;
         }

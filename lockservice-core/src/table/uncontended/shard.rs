@@ -205,6 +205,11 @@ impl Shard {
         self.rows.get(slot).is_some_and(|row| row.is_held_by(txn) && row.seq == seq)
     }
 
+    /// The memory of a hold, in bytes; `None` if it is not there.
+    pub(super) fn bytes_of(&self, slot: u32, txn: TxnId, seq: HoldSeq) -> Option<usize> {
+        self.has(slot, txn, seq).then(|| row_bytes(self.rows.key(slot)))
+    }
+
     /// Ends the transaction's hold of that number, if it is in the slot.
     pub(super) fn release(
         &mut self,

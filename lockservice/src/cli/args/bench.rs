@@ -1,5 +1,7 @@
 //! The arguments of `bench`.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -55,7 +57,8 @@ Examples:
   lockservice bench --beside etcd://127.0.0.1:2379
   lockservice bench --beside postgres://me@127.0.0.1/app --callers 16
   lockservice bench --server 127.0.0.1:7654 --rounds 10 --json
-  lockservice bench --memory";
+  lockservice bench --memory
+  lockservice bench --flood --callers 16";
 
 #[derive(Debug, Args)]
 #[command(after_help = BENCH_NOTES)]
@@ -85,6 +88,10 @@ pub(crate) struct BenchArgs {
     #[arg(conflicts_with_all = ["workloads", "callers", "seconds", "rounds"])]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=40_000))]
     pub(crate) memory: Option<u32>,
+    /// Measure beside a flood instead: the callers beside another client that takes what it can
+    /// get, and without it, in turns. The ratio says how much longer their cycles take.
+    #[arg(long, conflicts_with = "memory")]
+    pub(crate) flood: bool,
     /// The server: HOST:PORT or URL. Without it one is started for the benchmark, in memory.
     #[arg(long, env = "LOCKSERVICE_SERVER", value_name = "ADDR")]
     pub(crate) server: Option<String>,
@@ -110,6 +117,19 @@ pub(crate) struct BenchServerArgs {
     /// The side of the server.
     #[arg(value_enum)]
     pub(crate) serves: Serves,
+}
+
+/// The arguments of the hidden command that floods a server.
+#[derive(Debug, Args)]
+pub(crate) struct BenchFloodArgs {
+    /// The server.
+    pub(crate) address: SocketAddr,
+    /// The file of the token that it presents.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// How much less of the processor it is to get than others: 0 to 19.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) nice: i32,
 }
 
 /// The work of a benchmark's server.

@@ -30,7 +30,7 @@ use lockservice_core::{GroupName, Key, NodeName, TableName, TableRef};
 use super::exit::Failure;
 use crate::client::Client;
 
-pub(crate) use self::bench::{BenchArgs, BenchServerArgs, Serves};
+pub(crate) use self::bench::{BenchArgs, BenchFloodArgs, BenchServerArgs, Serves};
 pub(crate) use self::certs::CertsArgs;
 pub(crate) use self::credentials::CredentialArgs;
 pub(crate) use self::hot::{HotArgs, TopArgs};
@@ -110,6 +110,8 @@ pub(crate) enum Command {
     ForceRelease(ForceReleaseArgs),
     #[command(name = "__bench_server", hide = true)]
     BenchServer(BenchServerArgs),
+    #[command(name = "__bench_flood", hide = true)]
+    BenchFlood(BenchFloodArgs),
     #[command(name = "__supervise", hide = true)]
     Supervise(SuperviseArgs),
     #[command(name = "__exec", hide = true)]

@@ -124,7 +124,7 @@ fn say_address(address: &str) {
     let _ = writeln!(out, "{address}").and_then(|()| out.flush());
 }
 
-async fn end_of_stdin() {
+pub(super) async fn end_of_stdin() {
     let read = || std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
     // An error ends the server too.
     let _ = tokio::task::spawn_blocking(read).await;

@@ -1,8 +1,10 @@
 //! Our side: the Rust client, and all callers on one session.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use lockservice_core::service::TxnOptions;
-use lockservice_core::{Result, TableRef};
+use lockservice_core::{Error, ErrorKind, Result, TableRef};
 
 use super::child::ServerChild;
 use super::cpu::ServerProcess;
@@ -16,8 +18,12 @@ use crate::client::{Client, Session};
 /// The name of a server's program.
 const PROGRAM: &str = "lockservice";
 
+/// The pause between two looks at the sessions.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
 /// See the module.
 pub(super) struct Locks {
+    client: Client,
     session: Session,
     table: TableRef,
     server: ServerProcess,
@@ -44,7 +50,28 @@ impl Locks {
         };
         let client = client.name("bench").connect(&address).await?;
         let session = client.session(None).await?;
-        Ok(Self { session, table: TableRef::new("default", "bench")?, server: process, child })
+        let table = TableRef::new("default", "bench")?;
+        Ok(Self { client, session, table, server: process, child })
+    }
+}
+
+impl Locks {
+    /// The address of the server that was started for this.
+    pub(super) fn own_address(&self) -> Option<&str> {
+        self.child.as_ref().map(|child| &*child.address)
+    }
+
+    /// Resolves when no other client has a session at the server any more.
+    pub(super) async fn await_alone(&self, most: Duration) -> Result<()> {
+        let alone = async {
+            while self.client.admin().sessions().await?.len() > 1 {
+                tokio::time::sleep(LOOK_PAUSE).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(most, alone).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Timeout, "the sessions of another client do not end"))
+        })
     }
 }
 
@@ -53,7 +80,7 @@ async fn process_at(address: &str) -> ServerProcess {
     if address.contains(',') {
         return ServerProcess::Unknown("several nodes were named".to_owned());
     }
-    match endpoint(address, std::time::Duration::ZERO) {
+    match endpoint(address, Duration::ZERO) {
         Ok((endpoint, _)) => ServerProcess::at(endpoint.uri(), PROGRAM).await,
         // The connection reports the error.
         Err(_) => ServerProcess::Unknown(format!("{address} is no address")),

@@ -12,6 +12,7 @@
 //! | `cpu` | CPU time of processes |
 //! | `child` | a server in a process of its own |
 //! | `memory` | the memory of a server for each call and each lock |
+//! | `flood/` | the cycles of callers beside a client that floods the server |
 //!
 //! # Implementation details
 //! A run is a workload with a number of callers. Its time is cut into rounds, and in each round
@@ -26,6 +27,7 @@ mod child;
 mod cpu;
 mod echo;
 mod etcd;
+mod flood;
 mod locks;
 mod memory;
 #[cfg(feature = "pg")]
@@ -47,6 +49,7 @@ use lockservice_core::{Error, ErrorKind, Result};
 
 pub(crate) use self::beside::Beside;
 pub(crate) use self::child::serve;
+pub(crate) use self::flood::flood;
 use self::locks::Locks;
 use self::report::{Run, RunSide};
 use self::side::Side;
@@ -111,6 +114,9 @@ async fn benchmark(
             measured = memory::measure(count, json) => measured,
             () = stop.requested() => Ok(()),
         };
+    }
+    if args.flood {
+        return flood::measure(args, stop, json).await;
     }
     let mut sides: Vec<Box<dyn Side>> = Vec::new();
     let opened = tokio::select! {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lockservice_core::{Error, ErrorKind, GroupName, Result, TableName, TableRef};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::ClientLimits;
 use crate::token::TokenHash;
 
 /// The most identities of a server: each call with a token is compared with the tokens of all.
@@ -55,6 +56,8 @@ pub struct IdentitySettings {
     pub groups: Vec<String>,
     /// The prefixes of the names of the tables that it may use as a client. Empty: all.
     pub tables: Vec<String>,
+    /// Its limits, where they differ from those that the server has for one client.
+    pub limits: ClientLimits,
 }
 
 /// One text, or a list of texts. The error does not show what it is instead: it may be a secret.
@@ -81,6 +84,7 @@ pub(crate) struct Identity {
     certificates: HashSet<String>,
     groups: HashSet<GroupName>,
     tables: Vec<String>,
+    limits: ClientLimits,
 }
 
 impl Identity {
@@ -105,8 +109,10 @@ impl Identity {
         for prefix in &settings.tables {
             TableName::new(prefix).map_err(|_| bad("has a table prefix that no table can have"))?;
         }
+        settings.limits.check().map_err(|e| bad(e.message()))?;
         Ok(Self {
             name: settings.name.clone(),
+            limits: settings.limits,
             roles: settings.roles.iter().copied().collect(),
             tokens,
             certificates: settings.certificates.iter().cloned().collect(),
@@ -173,6 +179,11 @@ impl Identities {
         Ok(Self(all))
     }
 
+    /// The limits of the identity with this name.
+    pub(super) fn limits(&self, name: &str) -> Option<ClientLimits> {
+        self.0.iter().find(|identity| identity.name == name).map(|identity| identity.limits)
+    }
+
     /// The identity that this proves. Every token is compared, so that the time says nothing.
     pub(super) fn find(&self, proof: &Proof) -> Option<&Arc<Identity>> {
         match proof {
@@ -203,6 +214,7 @@ mod tests {
             certificates: vec!["billing".to_owned()],
             groups: vec!["bank".to_owned()],
             tables: vec!["acc".to_owned(), "tmp".to_owned()],
+            limits: ClientLimits::default(),
         }
     }
 
@@ -254,6 +266,7 @@ mod tests {
             ),
             (vec![with(|it| it.token_sha256[0].push('0'))], "64 hexadecimal digits"),
             (vec![with(|it| it.certificates[0].clear())], "certificate without a name"),
+            (vec![with(|it| it.limits.txns_max = Some(0))], "limits.txns_max must be at least 1"),
             (vec![settings(), with(|it| it.name.push('2'))], "\"billing2\" has a name, a token"),
         ] {
             let refused = Identities::parse(&identities).expect_err(said);

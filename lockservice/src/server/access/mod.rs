@@ -19,6 +19,9 @@
 //! A refusal says nothing about sessions and tables. It is `Unauthenticated` if the caller is not
 //! known, and `NotPermitted` if it may not do this.
 //!
+//! A session belongs to the identity that opened it. For every other one it does not exist, whatever
+//! its roles. All callers without an identity are one.
+//!
 //! When the identities change, each session stream whose token or certificate no longer proves its
 //! identity ends with such an error. The client then resumes the session with the credentials that
 //! it has now. If it has none that count, its session is lost: its work must stop, and its locks go
@@ -28,9 +31,11 @@
 //! |---|---|
 //! | `mod.rs` | [`Access`], [`Principal`], [`Changes`] |
 //! | `identity` | [`IdentitySettings`], and what is made of them |
+//! | `limits` | [`ClientLimits`]: how much of a node an identity may use |
 //! | `need` | [`Need`]: what a call needs |
 
 mod identity;
+mod limits;
 mod need;
 
 use std::sync::Arc;
@@ -42,6 +47,8 @@ use tonic::codegen::http::HeaderMap;
 
 pub use self::identity::{AccessRole, IdentitySettings};
 use self::identity::{Identities, Identity, Proof};
+pub(super) use self::limits::BYTES_MIN;
+pub use self::limits::ClientLimits;
 pub(super) use self::need::{Need, Port};
 use crate::token::TokenHash;
 
@@ -128,6 +135,12 @@ impl Access {
         known(&rules, proof)
     }
 
+    /// The limits that an identity has of its own, as far as there are any now.
+    pub(super) fn limits(&self, identity: &str) -> Option<ClientLimits> {
+        let rules = Arc::clone(&self.0.borrow());
+        rules.as_ref().as_ref()?.limits(identity)
+    }
+
     /// The identities, as they are replaced. Those of now are the first change: the caller was
     /// admitted with earlier ones, perhaps.
     pub(super) fn changes(&self) -> Changes {
@@ -196,6 +209,22 @@ impl Principal {
         match self {
             Self::Anyone => true,
             Self::Known(known) => known.identity.name == name,
+        }
+    }
+
+    /// The name of its identity; `None` if callers have none.
+    pub(super) fn identity(&self) -> Option<&str> {
+        match self {
+            Self::Anyone => None,
+            Self::Known(known) => Some(&known.identity.name),
+        }
+    }
+
+    /// True if both were found among the same identities, so that they have the same limits.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Known(one), Self::Known(other)) => Arc::ptr_eq(&one.identity, &other.identity),
+            (one, other) => one.identity() == other.identity(),
         }
     }
 

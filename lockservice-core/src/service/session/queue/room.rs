@@ -36,8 +36,8 @@ impl Room {
 
 impl TxnQueue {
     /// Bounds what is kept. An operation that finds no room takes its place all the same and is
-    /// refused in its turn, else what follows would wait for it for ever. `Cancel`s have as much
-    /// room again, and an `End` is always taken in: it makes room.
+    /// refused in its turn, else what follows would wait for it for ever. Releases have as much
+    /// room again, and an `End` is always taken in: they make room.
     pub(super) fn admit(
         &mut self,
         sequence: Sequence,
@@ -60,7 +60,10 @@ impl TxnQueue {
                 ErrorKind::InvalidArgument,
                 "only an earlier operation of the transaction can be cancelled",
             )),
-            Operation::Cancel { .. } => None,
+            Operation::Cancel { .. }
+            | Operation::Unlock { .. }
+            | Operation::Downgrade { .. }
+            | Operation::RollBackTo(_) => None,
             Operation::Lock(_) => room.full(ops, bytes, 1).or(room.exhausted),
             _ => room.full(ops, bytes, 1),
         };

@@ -41,7 +41,7 @@ use crate::service::tables::line::refusal::Refusal;
 use crate::service::txn::CallInFlight;
 use crate::table::{LockCall, TableHandle, WaitPolicy};
 
-pub(in crate::service) use self::standing::{StandingFilter, StandingSlice};
+pub(in crate::service) use self::standing::{Standing, StandingFilter, StandingSlice};
 
 /// The largest number of lines without a call whose binders wait for a response.
 const DESERTED_MAX: usize = 64;

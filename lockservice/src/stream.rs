@@ -1,4 +1,4 @@
-//! [`Stream`]: the bytes of a connection, in plain text or with TLS.
+//! [`Stream`]: the bytes of a connection, in plain text or with TLS, at either end of it.
 
 use std::io;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use tokio::io::AsyncBufReadExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 #[cfg(feature = "tls")]
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::TlsStream;
 
 /// The bytes of a connection.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(crate) enum Stream {
 
 impl Stream {
     /// Waits until something comes, and leaves it there. Fails if the other end closes instead.
-    pub(super) async fn speaks(&mut self) -> io::Result<()> {
+    pub(crate) async fn speaks(&mut self) -> io::Result<()> {
         let nothing = match self {
             Self::Plain(stream) => stream.peek(&mut [0]).await? == 0,
             #[cfg(feature = "tls")]
