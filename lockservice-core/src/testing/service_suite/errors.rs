@@ -29,8 +29,7 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
 
     let locks = fixture.locks(Some(&table())).await.expect("a list");
     let lock = |label: &str, text: &str| {
-        let found =
-            locks.iter().find(|lock| lock.party.label == label && lock.info.item == item(text));
+        let found = locks.iter().find(|it| it.party.label == label && it.info.item == item(text));
         found.unwrap_or_else(|| panic!("{label} holds {text}: {locks:?}"))
     };
     assert_eq!(locks.len(), 4, "of that table alone: {locks:?}");
