@@ -73,8 +73,8 @@ impl LockService {
     /// loss at most `lines` each. The keys and waits are those of one table if `table` is given.
     /// The hottest keys are those of `window`.
     ///
-    /// It takes as long as [`gauges`](Self::gauges), and a while more: it visits all waits and
-    /// sessions, about 0.1 µs each. Run it where that holds up nothing.
+    /// It takes as long as [`gauges`](Self::gauges), and a while more, for it visits all waits and
+    /// sessions. Run it where that holds up nothing.
     pub fn stats(&self, table: Option<&TableRef>, window: HotWindow, lines: usize) -> ServiceStats {
         // The gauges come first: they add what the engine has counted.
         let gauges = self.gauges();

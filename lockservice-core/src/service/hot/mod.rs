@@ -32,8 +32,8 @@
 //!
 //! # Implementation details
 //! - Only a call that waited comes here, after its wait. It locks the mutex of one stripe, chosen
-//!   by the hash of table and item, for about 100 ns. Calls that waited for one key meet there, and
-//!   calls that waited for others mostly do not.
+//!   by the hash of table and item, for some hundred nanoseconds. Calls that waited for one key
+//!   meet there, and calls that waited for others mostly do not.
 //! - Stripes share no key, so a list takes the lines of one stripe after another, and no error is
 //!   added by that.
 //! - The whole wait of a call counts for the item of the first holder or waiter that it conflicted
