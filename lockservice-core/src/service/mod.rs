@@ -54,6 +54,8 @@
 //!   allocator once, for a second at most.
 //! - **A transaction ends once.** Its state is set before its locks are released, so that a grant
 //!   on its way is seen and rolled back.
+//! - **A transaction that is ended alone**, by an operator or at a limit, keeps its locks until its
+//!   client has ended it, or what was promised for them has run out: see `txn/kill.rs`.
 //! - **A lost session's locks** go at once if their transaction does not validate, and otherwise
 //!   only after the allocator made it unable to commit (C4); a commit in flight keeps them.
 

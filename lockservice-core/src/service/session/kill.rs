@@ -43,8 +43,9 @@ impl KillUnderWay {
 }
 
 impl LockService {
-    /// Ends a session for an operator, with a `reason` of at most [`REASON_BYTES_MAX`] bytes,
-    /// without control characters, that its client gets to read.
+    /// Ends a session for an operator, with a `reason` of at most
+    /// [`REASON_BYTES_MAX`](crate::service::REASON_BYTES_MAX) bytes, without control characters,
+    /// that its client gets to read.
     ///
     /// Its client learns that the session is lost. Its locks are released once the client has given
     /// the session up, or the promise has run out (P5). If `now`, they are released at once: work

@@ -71,6 +71,7 @@ impl Txn {
     /// - The handle is of another service.
     /// - A limit of the settings is reached, or the table has no token.
     /// - Another lock call of this transaction is in flight.
+    /// - An operator or a limit has ended the transaction.
     ///
     /// The grant is the same as by `lock`: in the same order, under the same promise.
     ///
