@@ -8,12 +8,15 @@
 //! | `command`, `timeline` | commands under a lock; their events in order |
 //! | `store` | the stores that a test runs on |
 //! | `allocators` | allocators of several nodes on one store, and a ledger of acknowledgements |
+//! | `collector` | a collector of traces |
 //! | `containers` | real PostgreSQL and Redis in containers |
 //!
 //! Everything waits for an event, with [`LIMIT`] as the bound that fails a test which would hang.
 
 pub mod allocators;
 pub mod binary;
+#[cfg(feature = "otel")]
+pub mod collector;
 pub mod command;
 pub mod containers;
 pub mod server;

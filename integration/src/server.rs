@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 
 use lockservice::client::Client;
 use nix::sys::signal::{Signal, kill};
@@ -26,6 +27,8 @@ pub struct Place {
     pub store: String,
     /// HOST:PORT.
     pub address: String,
+    /// The lease of its nodes.
+    pub lease: Duration,
     node: String,
 }
 
@@ -51,6 +54,7 @@ impl Place {
         Self {
             store: store.url(directory.path()),
             address: free_address(),
+            lease: LEASE,
             directory,
             node: "n".to_owned(),
         }
@@ -59,7 +63,13 @@ impl Place {
     /// A place of one of several nodes with one store.
     pub fn joining(store: &str, node: &str) -> Self {
         let directory = TempDir::new().expect("there is room for temporary files");
-        Self { store: store.to_owned(), address: free_address(), directory, node: node.to_owned() }
+        Self {
+            store: store.to_owned(),
+            address: free_address(),
+            lease: LEASE,
+            directory,
+            node: node.to_owned(),
+        }
     }
 
     /// A directory for other files of the test.
@@ -83,7 +93,9 @@ impl Place {
             ])
             // With a store that nodes share: any port, for the leader's stands in the store.
             .args(["--peer-listen", "127.0.0.1:0"])
-            .arg(format!("--lease-ttl={}ms", LEASE.as_millis()))
+            .arg(format!("--lease-ttl={}ms", self.lease.as_millis()))
+            // What one process of the node leaves for the next one.
+            .env("XDG_STATE_HOME", self.directory())
             // A leader is replaced before the leases run out that it can no longer renew.
             .env("LOCKSERVICE_ALLOCATOR__CONSTANTS__LEADERSHIP_TTL_MS", "1000")
             .env("RUST_LOG", "warn,lockservice=info,lockservice_core=info")
@@ -208,7 +220,17 @@ impl Server {
 
     /// Stops it in order, and waits until it has ended.
     pub async fn stop(mut self) -> ExitStatus {
+        self.stop_in_order().await
+    }
+
+    /// As [`stop`](Self::stop), for those who want to read its log afterwards.
+    pub async fn stop_in_order(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
+        self.ended().await
+    }
+
+    /// Waits until it has ended, which it does by itself.
+    pub async fn ends_by_itself(&mut self) -> ExitStatus {
         self.ended().await
     }
 

@@ -48,7 +48,9 @@
 //! | `token` | bearer tokens, and what a server keeps of them |
 //! | `frame` | the frames of session streams, as bytes |
 //! | `stream` | the bytes of a connection, in plain text or with TLS |
+//! | `trace` | the way of a trace over processes |
 //! | `cli` | the command line |
+//! | `fuzzing` | what a fuzzer feeds bytes to |
 
 pub use lockservice_core as core;
 
@@ -64,6 +66,9 @@ pub mod codec;
 pub mod convert;
 #[cfg(any(feature = "server", feature = "client"))]
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod metrics;
 #[cfg(feature = "server")]
@@ -81,6 +86,8 @@ mod stream;
 mod tls;
 #[cfg(feature = "server")]
 pub mod token;
+#[cfg(any(feature = "server", feature = "client"))]
+pub mod trace;
 
 use std::sync::Arc;
 

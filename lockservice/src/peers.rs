@@ -30,6 +30,7 @@ use crate::convert;
 use crate::proto;
 use crate::proto::allocator_client::AllocatorClient;
 use crate::proto::peer_client::PeerClient;
+use crate::trace;
 
 /// The metadata that names the cluster of the caller, or of the responder.
 pub(crate) const CLUSTER: &str = "lockservice-cluster";
@@ -125,6 +126,7 @@ impl RemoteAllocator {
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert(CLUSTER, cluster_to_metadata(self.cluster));
+        trace::inject(request.metadata_mut());
         request
     }
 

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::id::{NodeName, Nonce, Sequence, ServiceId, TableRef, TxnId, TxnNumber};
 use crate::key::{LockItem, LockMode};
 use crate::metrics::ServiceMetrics;
-use crate::service::ServiceSettings;
+use crate::service::{ServiceSettings, TraceContext};
 use crate::table::{Commit, Grant, LockInfo, Savepoint, WaitInfo, WaitPolicy};
 
 /// The components of a service.
@@ -29,6 +29,9 @@ pub struct ServiceParts {
     pub metrics: Arc<ServiceMetrics>,
     /// The incarnation that this process had before, if that one's lease was lost.
     pub replaces: Option<(ServiceId, Nonce)>,
+    /// Makes a span of the service a child of the span of a caller, as far as the subscriber of the
+    /// process can do that. Called for each traced lock call ([`LockSpec::trace`]).
+    pub continue_trace: fn(&tracing::Span, &TraceContext),
 }
 
 impl ServiceParts {
@@ -46,6 +49,7 @@ impl ServiceParts {
             settings: ServiceSettings::default(),
             metrics: Arc::default(),
             replaces: None,
+            continue_trace: |_, _| {},
         }
     }
 }
@@ -87,6 +91,8 @@ pub struct LockSpec {
     /// (`HeldByAncestor`, at once), and a cycle of waits through them is a deadlock. This claim is
     /// not checked: if only a claim closes a cycle, the call that makes it fails.
     pub ancestors: Vec<TxnId>,
+    /// The trace of which the call is a part, if the caller records one: see [`TraceContext`].
+    pub trace: Option<Box<TraceContext>>,
 }
 
 /// The largest number of ancestors of one call.
@@ -105,6 +111,7 @@ impl LockSpec {
             timeout: None,
             snapshot_age: None,
             ancestors: Vec::new(),
+            trace: None,
         }
     }
 }

@@ -102,6 +102,7 @@ pub use self::session::{
 pub use self::settings::ServiceSettings;
 pub use self::txn::Txn;
 pub use self::txn::row::{RowLocked, Table};
+pub use self::txn::trace::TraceContext;
 pub use self::txn::waits::{WaitNotices, Waiting, WaitsFor};
 
 /// Lines of a slice, where all of a list is wanted.

@@ -12,6 +12,7 @@
 //! | `hooked_allocator.rs` | an allocator some of whose calls a test changes |
 //! | `local_peers.rs` | nodes of one process that reach each other without a network |
 //! | `clock.rs` | clocks that a test moves or stops |
+//! | `fuzzing.rs` | what a fuzzer feeds bytes to |
 //!
 //! [`store_suite`], [`allocator_suite`] and [`service_suite`] take a factory and panic at the first
 //! clause that does not hold; call each from a test with a multi-threaded or single-threaded tokio
@@ -21,6 +22,7 @@ mod allocator_suite;
 mod clock;
 mod fault_suite;
 mod faulty_store;
+mod fuzzing;
 mod hooked_allocator;
 mod local_peers;
 #[cfg(not(loom))]
@@ -32,6 +34,7 @@ pub use self::allocator_suite::{AllocatorFixture, allocator_suite};
 pub use self::clock::{ManualClock, Stalled, StallingClock, TokioClock};
 pub use self::fault_suite::fault_suite;
 pub use self::faulty_store::{Fault, FaultyStore};
+pub use self::fuzzing::{fuzz_dump, fuzz_store_entry};
 pub use self::hooked_allocator::{AllocatorHooks, HookedAllocator};
 pub use self::local_peers::LocalPeers;
 #[cfg(not(loom))]

@@ -1,4 +1,5 @@
-//! [`Log`]: the log of a server, on stderr. The server waits for no line of it.
+//! [`Log`]: the log of a server, on stderr. The server waits for no line of it. And the export of
+//! its traces, which no filter of the log touches.
 
 use std::io::{self, IsTerminal as _};
 use std::sync::Mutex;
@@ -6,16 +7,22 @@ use std::sync::Mutex;
 use clap::ValueEnum;
 use lockservice_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "otel")]
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Registry, fmt};
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt};
 
 use super::args::ServeArgs;
 use super::config::Config;
 use super::exit::say_warning;
 use super::sink::LogLine;
+#[cfg(feature = "otel")]
+use super::traces::Traces;
 use crate::server::audit::TARGET as AUDIT_TARGET;
+#[cfg(feature = "otel")]
+use crate::trace::TARGET as TRACE_TARGET;
 
 /// The filter if nothing says another one.
 const DEFAULT: &str = "warn";
@@ -75,7 +82,12 @@ fn filter_of_environment() -> Result<EnvFilter, String> {
 
 impl Log {
     /// Starts the log as `config` says, which was loaded with `args`. A panic is a line of it too.
-    pub(super) fn start(config: &Config, args: &ServeArgs, json: bool) -> Self {
+    pub(super) fn start(
+        config: &Config,
+        args: &ServeArgs,
+        json: bool,
+        #[cfg(feature = "otel")] traces: Option<&Traces>,
+    ) -> Self {
         if config.log.is_empty()
             && let Err(sentence) = filter_of_environment()
         {
@@ -87,13 +99,19 @@ impl Log {
             false => LogFormat::Text,
         });
         let (filter, handle) = reload::Layer::new(filter);
-        let log = tracing_subscriber::registry().with(filter);
         let lines = fmt::layer().with_writer(|| LogLine);
-        // This fails only if the process has a subscriber already. Then that one stays.
-        let _ = match format {
-            LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
-            LogFormat::Text => log.with(lines.with_ansi(io::stderr().is_terminal())).try_init(),
+        let lines = match format {
+            LogFormat::Json => lines.json().flatten_event(true).boxed(),
+            LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         };
+        let log = tracing_subscriber::registry().with(lines.with_filter(filter));
+        #[cfg(feature = "otel")]
+        let log = log.with(traces.map(|traces| {
+            let spans = filter_fn(|about| about.is_span() && about.target() == TRACE_TARGET);
+            traces.layer().with_filter(spans)
+        }));
+        // This fails only if the process has a subscriber already. Then that one stays.
+        let _ = log.try_init();
         std::panic::set_hook(Box::new(|panic| {
             let backtrace = std::backtrace::Backtrace::capture();
             tracing::error!("{panic}; please report it (backtrace: {backtrace})");

@@ -6,6 +6,7 @@
 //! | `args/` | the arguments of every command |
 //! | `config/` | settings from the command line, the environment and a file |
 //! | `serve.rs, node.rs` | `serve`: a server, and the start and stop of its node |
+//! | `starting.rs`, `node_state.rs` | what a start waits for; what the next process needs to know |
 //! | `lock/, outer.rs` | `lock`: a command that runs under a lock, also inside another one |
 //! | `supervise/` | the processes that end the command with its lock |
 //! | `signals.rs` | the signals that the wrapper takes for its command |
@@ -18,6 +19,7 @@
 //! | `output.rs, sink.rs, exit.rs` | results on stdout, lines on stderr, exit statuses |
 //! | `settings.rs` | the text of `serve --help` about every setting |
 //! | `monitoring.rs` | the listener for metrics and health |
+//! | `traces.rs` | the export of traces |
 //! | `limits.rs` | the number of files that the process may have open |
 
 mod args;
@@ -33,6 +35,7 @@ mod log;
 mod memory;
 mod monitoring;
 mod node;
+mod node_state;
 mod outer;
 mod output;
 mod patience;
@@ -40,10 +43,13 @@ mod serve;
 mod settings;
 mod signals;
 mod sink;
+mod starting;
 mod store;
 mod supervise;
 mod table;
 mod token;
+#[cfg(feature = "otel")]
+mod traces;
 mod waiting;
 
 use std::ffi::OsStr;
@@ -55,6 +61,8 @@ use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 use self::args::{Cli, Command};
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::config::fuzz_settings;
 use self::exit::Failure;
 
 /// Runs the command that the process's arguments name, and returns its exit status.

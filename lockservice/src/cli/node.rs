@@ -7,33 +7,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockservice_core::allocator::{ElectedAllocator, LockTableAllocator, Role};
-use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::metrics::MeteredStore;
 use lockservice_core::service::ServiceParts;
-use lockservice_core::store::{BindStore, NodeAddress};
-use lockservice_core::{Error, ErrorKind, NodeName};
-use parking_lot::Mutex;
+use lockservice_core::store::NodeAddress;
+use lockservice_core::{Error, NodeName};
 use tokio::net::TcpListener;
 
 use super::config::{Config, misconfigured};
-use super::exit::{self, Failure, say_waiting};
+use super::exit::{self, Failure};
 use super::monitoring;
+use super::node_state::NodeState;
+use super::starting::{Joined, Waiting, await_role, open_store};
 use crate::metrics::{MetricsServer, NodeMetrics};
 use crate::peers::{GrpcPeers, Patience};
 use crate::server::{
     Access, PeerServer, Server, ServerListener, ServerSettings, ServerTls, ServiceHost, may_pass,
     start_patiently,
 };
-use crate::store::StoreUrl;
-
-/// The pause between two tries to open a store that does not respond.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The time for which a node looks for a leader before it reports that there is none.
-const QUIET: Duration = Duration::from_secs(2);
-/// The interval at which the same reason is reported again.
-const SAY_AGAIN: Duration = Duration::from_secs(30);
-/// The longest time that a node that never got ready may take to resign its leadership.
-const LEAVE_MAX: Duration = Duration::from_secs(5);
 
 /// A node that has started and does not serve yet.
 pub(crate) struct Node {
@@ -55,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) tls: Option<ServerTls>,
     /// The description of the store, without secrets.
     pub(crate) store: String,
+    /// Locked for as long as the process may act as the node.
+    state: Option<Arc<NodeState>>,
 }
 
 impl Node {
@@ -90,7 +83,7 @@ impl Node {
             None => None,
         };
         let measured = Arc::new(NodeMetrics::default());
-        let metrics = monitoring::start(config, address, &measured, waiting.json).await?;
+        let metrics = monitoring::start(config, address, &measured, waiting.is_json()).await?;
         let advertised = NodeAddress {
             nodes: match &peer_listener {
                 Some((_, address)) => config.peer_advertised(*address)?,
@@ -130,14 +123,31 @@ impl Node {
         server.follow(allocator.roles());
         measured.watch_server(&server);
         await_role(&allocator, waiting).await?;
+        let state = match store_url.is_shared() {
+            true => NodeState::of(config, &allocator, &name, |why| waiting.say(why)).await?,
+            false => None,
+        };
+        let replaces = match &state {
+            Some(state) => state.replaces().await,
+            None => None,
+        };
         let parts = ServiceParts {
             address: advertised.clients,
             settings: config.service,
             metrics: Arc::clone(&measured.service),
+            replaces,
+            #[cfg(feature = "otel")]
+            continue_trace: crate::trace::continue_trace,
             ..ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, name)
         };
         let service = start_patiently(&parts, may_pass, |e| waiting.say_error(e)).await?;
+        if let Some(state) = &state {
+            state.keep(&service).await;
+        }
         let host = ServiceHost::keep(parts, service);
+        if let Some(state) = &state {
+            tokio::spawn(Arc::clone(state).follow(host.incarnations()));
+        }
         server.host(host.clone()).await;
         measured.watch_service(host.clone());
         Ok(Self {
@@ -151,13 +161,15 @@ impl Node {
             settings,
             tls,
             store: described,
+            state,
         })
     }
 
     /// Serves until `stop` resolves, then ends the service, and then resigns the leadership. If the
     /// node can serve no more, it stops the node and fails.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<Ending, Failure> {
-        let Self { mut server, mut peers, metrics: _metrics, allocator, host, settings, .. } = self;
+        let Self { mut server, mut peers, allocator, host, settings, .. } = self;
+        let (_metrics, _state) = (self.metrics, self.state);
         let over = OnceLock::new();
         let stop = async {
             let why = tokio::select! {
@@ -224,103 +236,6 @@ impl Ending {
         }
     }
 }
-
-/// The cluster that a node joined while it starts.
-#[derive(Default)]
-pub(crate) struct Joined(OnceLock<Arc<ElectedAllocator>>);
-
-impl Joined {
-    fn set(&self, allocator: &Arc<ElectedAllocator>) {
-        // A node joins once.
-        drop(self.0.set(Arc::clone(allocator)));
-    }
-
-    /// Leaves the cluster, if the node had joined it. The node has not made any promise yet.
-    pub(crate) async fn leave(&self) {
-        if let Some(allocator) = self.0.get() {
-            // If this fails, the other nodes wait until the leadership runs out.
-            drop(tokio::time::timeout(LEAVE_MAX, allocator.shutdown(true, Duration::ZERO)).await);
-        }
-    }
-}
-
-/// Reports on stderr why a start waits: each reason once, and again from time to time.
-pub(crate) struct Waiting {
-    json: bool,
-    last: Mutex<Option<(String, Time)>>,
-}
-
-impl Waiting {
-    /// Nothing was reported yet.
-    pub(crate) fn new(json: bool) -> Self {
-        Self { json, last: Mutex::new(None) }
-    }
-
-    /// The last sentence.
-    pub(crate) fn last(&self) -> Option<String> {
-        self.last.lock().as_ref().map(|(reason, _)| reason.clone())
-    }
-
-    fn say_error(&self, error: &Error) {
-        let mut reason = Failure::from(error.clone()).sentence;
-        if let Some(after) = error.retry_after().filter(|_| error.kind() == ErrorKind::NameInUse) {
-            reason = format!(
-                "{reason}; if that process has died, its lease runs out within {after:.1?}"
-            );
-        }
-        self.say(&reason);
-    }
-
-    fn say(&self, reason: &str) {
-        let now = SystemClock.now();
-        let mut last = self.last.lock();
-        if last.as_ref().is_some_and(|(said, at)| said == reason && now.since(*at) < SAY_AGAIN) {
-            return;
-        }
-        *last = Some((reason.to_owned(), now));
-        drop(last);
-        say_waiting(self.json, reason);
-    }
-}
-
-/// Opens the store, which may itself be starting.
-async fn open_store(url: &StoreUrl, waiting: &Waiting) -> Result<Arc<dyn BindStore>, Failure> {
-    loop {
-        match url.open().await {
-            Ok(store) => return Ok(store),
-            Err(e) if may_pass(&e) => waiting.say_error(&e),
-            Err(e) => return Err(e.into()),
-        }
-        tokio::time::sleep(STORE_PAUSE).await;
-    }
-}
-
-/// Waits until a leader is known, which may be this node.
-async fn await_role(allocator: &ElectedAllocator, waiting: &Waiting) -> Result<(), Failure> {
-    let mut roles = allocator.roles();
-    loop {
-        match &*roles.borrow_and_update() {
-            Role::Leading(_) | Role::Following { .. } => return Ok(()),
-            Role::Stopped(e) => return Err(e.clone().into()),
-            Role::Searching(Some(e)) if may_pass(e) => waiting.say_error(e),
-            Role::Searching(Some(e)) => return Err(e.clone().into()),
-            Role::Searching(None) => {}
-        }
-        match tokio::time::timeout(QUIET, roles.changed()).await {
-            Ok(Ok(())) => {}
-            // The allocator was stopped, and then dropped.
-            Ok(Err(_)) => return Ok(()),
-            Err(_) if matches!(&*roles.borrow(), Role::Searching(None)) => {
-                waiting.say(
-                    "no node leads the store yet: it is taken over when the last \
-                    leadership has run out",
-                );
-            }
-            Err(_) => {}
-        }
-    }
-}
-
 /// Resolves when the allocator has stopped by itself: its exclusive store failed, or was taken
 /// over.
 async fn stopped_by_itself(allocator: &ElectedAllocator) -> Error {
@@ -368,56 +283,4 @@ pub(super) async fn listen(
             format!("cannot listen on {addresses}: {error}; {what_to_do} {flag}"),
         )
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use lockservice_core::allocator::AllocatorSettings;
-    use lockservice_core::testing::SharedStore;
-
-    use super::*;
-
-    fn join(store: &SharedStore) -> Arc<ElectedAllocator> {
-        let mut settings = AllocatorSettings::default();
-        settings.constants.leadership_ttl_ms = 1_000;
-        let peers = Arc::new(GrpcPeers::new(Patience::for_lease(Duration::from_secs(1))));
-        let (clock, name) = (Arc::new(SystemClock), NodeName::new("n").expect("a name"));
-        ElectedAllocator::start(Arc::new(store.clone()), clock, settings, name, "n:1", peers)
-            .expect("valid settings")
-    }
-
-    #[tokio::test]
-    async fn a_start_waits_for_a_store_that_does_not_respond_and_says_why() {
-        let store = SharedStore::new();
-        store.set_cut(true);
-        let allocator = join(&store);
-        let waiting = Waiting::new(true);
-        let started = await_role(&allocator, &waiting);
-        let heal = async {
-            let mut roles = allocator.roles();
-            roles
-                .wait_for(|role| matches!(role, Role::Searching(Some(_))))
-                .await
-                .expect("it lives");
-            while waiting.last().is_none() {
-                tokio::task::yield_now().await;
-            }
-            store.set_cut(false);
-        };
-        let (started, ()) = tokio::join!(started, heal);
-        started.expect("the store responds again");
-        let said = waiting.last().expect("it said why");
-        assert!(said.contains("the store does not respond"), "{said}");
-    }
-
-    #[test]
-    fn the_same_reason_is_said_once() {
-        let waiting = Waiting::new(true);
-        waiting.say("a");
-        let first = waiting.last.lock().clone();
-        waiting.say("a");
-        assert_eq!(*waiting.last.lock(), first);
-        waiting.say("b");
-        assert_eq!(waiting.last().as_deref(), Some("b"));
-    }
 }

@@ -19,9 +19,10 @@ use super::exit::{self, Failure, say_note};
 use super::limits;
 use super::log::Log;
 use super::memory;
-use super::node::{Ending, Joined, Node, Waiting};
+use super::node::{Ending, Node};
 use super::signals::Ignored;
 use super::sink;
+use super::starting::{Joined, Waiting};
 use crate::reload::CHECK_INTERVAL;
 use crate::server::{Access, ServerTls};
 
@@ -31,15 +32,27 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Runs a server. Returns the exit status.
 pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     let (config, origin) = Config::load(args, std::env::vars_os())?;
-    let log = Log::start(&config, args, json);
-    memory::give_back();
-    origin.say(json);
-    limits::allow_connections(config.server.connections_max, json);
-    limits::warn_of_shares(&config, json);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(super::no_runtime)?;
+    // Dropped before the runtime, which carries the last spans.
+    #[cfg(feature = "otel")]
+    let traces = {
+        let _entered = runtime.enter();
+        super::traces::Traces::start(&config)?
+    };
+    let log = Log::start(
+        &config,
+        args,
+        json,
+        #[cfg(feature = "otel")]
+        traces.as_ref(),
+    );
+    memory::give_back();
+    origin.say(json);
+    limits::allow_connections(config.server.connections_max, json);
+    limits::warn_of_shares(&config, json);
     let identities = IdentityFiles::load(&config, args.config.as_deref());
     runtime.block_on(serve(config, identities.map_err(misconfigured)?, log, json))
 }

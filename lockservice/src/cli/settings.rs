@@ -12,8 +12,13 @@ const SETTINGS: &[(&str, &str)] = &[
     ("peer_listen", "where to listen to other nodes; empty: loopback, the port after listen's"),
     ("peer_advertise", "where other nodes reach this one; empty: where it listens for them"),
     ("metrics", "address for metrics and health over HTTP; empty: none"),
+    ("traces", "URL of the OTLP collector for traces of lock calls; empty: none"),
     ("store", "where bindings are kept"),
     ("node", "name of this node; empty: the machine's"),
+    (
+        "state_dir",
+        "folder by which the next process takes over; empty: $XDG_STATE_HOME/lockservice",
+    ),
     ("insecure", "serve addresses other than loopback without TLS, or to everyone"),
     ("tls.cert", "PEM file of this node's certificate; empty: no TLS"),
     ("tls.key", "PEM file of its private key"),

@@ -92,5 +92,7 @@ pub use self::admin::{AdminClient, Kill, Listed};
 pub use self::allocator::{Admission, AllocatorClient};
 pub use self::builder::ClientBuilder;
 pub use self::connect::Client;
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::responses::fuzz_server_frame;
 pub use self::session::Session;
 pub use self::txn::{ClientTxn, Ended, LockGuard, TxnSavepoint};

@@ -130,6 +130,37 @@ fn take_rare(
     })
 }
 
+/// The frames of a server, as far as they are read without the operations that were sent.
+///
+/// # Panics
+/// If a grant is read otherwise after others than on its own: memory is used again.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_server_frame(input: &[u8]) {
+    use proto::notice::Notice;
+    use proto::server_op::Response as Wire;
+    let frame = Bytes::copy_from_slice(input);
+    goes_to_several(&frame);
+    let (mut used, mut ops) = (ResponseReader::default(), frame::Ops::of(frame));
+    while let Some(Ok(op)) = ops.next() {
+        if let Some((LOCKED, _)) = op.kind() {
+            let grants = [&mut used, &mut ResponseReader::default()]
+                .map(|reader| reader.granted(op.message()).ok());
+            assert_eq!(grants[0], grants[1]);
+            continue;
+        }
+        match codec::decode::<proto::ServerOp>(op.whole()).ok().and_then(|op| op.response) {
+            Some(Wire::Error(error)) => drop(error_from_proto(error)),
+            Some(Wire::Notice(proto::Notice { notice: Some(Notice::SessionLost(error)) })) => {
+                drop(error_from_proto(error));
+            }
+            Some(Wire::Notice(proto::Notice { notice: Some(Notice::Waiting(waiting)) })) => {
+                drop(waiting_from_proto(waiting));
+            }
+            _ => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use prost::bytes::BytesMut;

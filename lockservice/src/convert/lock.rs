@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use lockservice_core::allocator::{Bind, BindSlot, PresentedBind};
-use lockservice_core::service::{ANCESTORS_MAX, Granted, LockSpec, Promise};
+use lockservice_core::service::{ANCESTORS_MAX, Granted, LockSpec, Promise, TraceContext};
 use lockservice_core::table::{Commit, Grant, WaitPolicy};
 use lockservice_core::{
     BindVersion, CommitTimestamp, Error, ErrorKind, FencingToken, Key, LockItem, Result, ServiceId,
@@ -48,7 +48,18 @@ pub fn lock_spec_from_proto(
         timeout: op.timeout_ms.map(Duration::from_millis),
         snapshot_age: op.snapshot_age_ms.map(Duration::from_millis),
         ancestors: ancestors_from_proto(&op.ancestors)?,
+        trace: trace_from_proto(op),
     })
+}
+
+/// The trace of a request. One that is not sampled has no spans here, so it is none.
+fn trace_from_proto(op: &proto::LockOp) -> Option<Box<TraceContext>> {
+    if op.trace_parent.is_empty() {
+        return None;
+    }
+    TraceContext::new(&op.trace_parent, &op.trace_state)
+        .filter(TraceContext::is_sampled)
+        .map(Box::new)
 }
 
 /// The transactions that wait for a call. Their number is checked first, for the client chooses it.
@@ -71,6 +82,7 @@ pub fn lock_spec_to_proto(spec: &LockSpec, last: proto::LockOp) -> proto::LockOp
         last.push_str(text);
         last
     };
+    let trace = |part: fn(&TraceContext) -> &str| spec.trace.as_deref().map_or("", part);
     let (mut rows, mut ranges) = (last.rows, last.ranges);
     set_items_to_proto(&spec.items, &mut rows, &mut ranges);
     let wait = match spec.wait {
@@ -90,6 +102,8 @@ pub fn lock_spec_to_proto(spec: &LockSpec, last: proto::LockOp) -> proto::LockOp
         timeout_ms: spec.timeout.map(millis_up),
         snapshot_age_ms: spec.snapshot_age.map(millis_up),
         ancestors: spec.ancestors.iter().map(ToString::to_string).collect(),
+        trace_parent: again(last.trace_parent, trace(TraceContext::parent)),
+        trace_state: again(last.trace_state, trace(TraceContext::state)),
     }
 }
 
@@ -313,6 +327,8 @@ mod tests {
         lock_spec_from_proto(op, 9, &mut KnownTables::default())
     }
 
+    const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
     #[test]
     fn a_lock_request_crosses_the_wire() {
         let millis = |ms| Some(Duration::from_millis(ms));
@@ -329,6 +345,7 @@ mod tests {
                 timeout,
                 snapshot_age: timeout,
                 ancestors: vec![TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(7), true)],
+                trace: timeout.and_then(|_| TraceContext::new(SAMPLED, "a=b")).map(Box::new),
                 ..LockSpec::new(bind().table, vec![row("a")])
             };
             assert_eq!(
@@ -336,6 +353,12 @@ mod tests {
                 spec
             );
         }
+        let unsampled = SAMPLED.replace("-01", "-00");
+        let not_traced = proto::LockOp {
+            trace_parent: unsampled,
+            ..lock_spec_to_proto(&LockSpec::new(bind().table, vec![row("a")]), Default::default())
+        };
+        assert_eq!(read(&not_traced).expect("well formed").trace, None);
         let bad = proto::LockOp { table: "a\nb".to_owned(), ..Default::default() };
         assert_eq!(read(&bad).expect_err("bad name").kind(), ErrorKind::InvalidArgument);
         let bad = proto::LockOp { table: "t".to_owned(), wait: 55, ..Default::default() };

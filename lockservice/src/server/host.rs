@@ -85,7 +85,7 @@ impl ServiceHost {
     }
 
     /// The incarnation that serves now, as it is replaced.
-    pub(super) fn incarnations(&self) -> watch::Receiver<LockService> {
+    pub(crate) fn incarnations(&self) -> watch::Receiver<LockService> {
         self.0.current.subscribe()
     }
 

@@ -12,6 +12,7 @@ use crate::server::caller::{Caller, Client};
 use crate::server::hello::{self, Opener};
 use crate::server::operation;
 use crate::server::{Access, Principal, ServerSettings, ServiceHost, Slot, connection};
+use crate::trace;
 
 /// The number of frames that may wait to be read by a client. Each may be large, and there are many
 /// sessions.
@@ -132,11 +133,17 @@ impl proto::locks_server::Locks for LocksApi {
         request: Request<proto::UnaryLock>,
     ) -> Result<Response<proto::Locked>, Status> {
         let caller = Principal::of(request.extensions());
+        let trace = [trace::PARENT, trace::STATE]
+            .map(|name| request.metadata().get(name).and_then(|it| it.to_str().ok()))
+            .map(|header| header.unwrap_or_default().to_owned());
         let request = request.into_inner();
         let session = self.session(request.session, &caller)?;
         let mut lock = request
             .lock
             .ok_or_else(|| status(&operation::invalid("the call lacks what to lock")))?;
+        if lock.trace_parent.is_empty() {
+            [lock.trace_parent, lock.trace_state] = trace;
+        }
         let items_max = self.settings.items_per_request_max;
         let tables = &mut KnownTables::default();
         let read = operation::lock_operation(&mut lock, items_max, tables, &caller);

@@ -68,6 +68,8 @@ pub use self::host::ServiceHost;
 #[cfg(feature = "cli")]
 pub(crate) use self::host::{may_pass, start_patiently};
 pub use self::listener::ServerListener;
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::operation::fuzz_client_frame;
 pub use self::peer_server::PeerServer;
 pub use self::settings::ServerSettings;
 pub(crate) use self::slot::Slot;

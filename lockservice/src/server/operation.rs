@@ -28,6 +28,7 @@ pub(super) struct ReadOp {
 }
 
 /// The request of an operation of a stream.
+#[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
 pub(super) enum Requested {
     /// An operation of a transaction.
@@ -129,6 +130,32 @@ impl OpReader {
             Op::Hello(_) | Op::Heartbeat(_) | Op::Goodbye(_) => {
                 Err(invalid("a stream carries one session: hello comes first, and once"))
             }
+        }
+    }
+}
+
+/// The frames of a client, split into operations.
+///
+/// # Panics
+/// If an operation is read otherwise after others than on its own: memory is used again.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_client_frame(input: &[u8]) {
+    let reader = || OpReader::new(100, Principal::Anyone);
+    let read = |reader: &mut OpReader, op: &frame::Op<'_>| {
+        let requested = match reader.read(op)?.requested {
+            Requested::Large(op) => reader
+                .operation(op, None)
+                .map_or_else(Requested::Refused, |(txn, op)| Requested::Txn(txn, op)),
+            other => other,
+        };
+        Ok::<_, Error>(format!("{requested:?}"))
+    };
+    let (mut used, mut ops) = (reader(), frame::Ops::of(Bytes::copy_from_slice(input)));
+    while let Some(Ok(op)) = ops.next() {
+        let (one, other) = (read(&mut used, &op), read(&mut reader(), &op));
+        assert_eq!(one.as_ref().ok(), other.as_ref().ok());
+        if one.is_err() {
+            return;
         }
     }
 }

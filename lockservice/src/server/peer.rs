@@ -5,10 +5,12 @@ use std::sync::Arc;
 use lockservice_core::allocator::{LockTableAllocator, TxnRange};
 use lockservice_core::{BindVersion, ServiceId, TableId, TxnNumber};
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use super::gate::Gate;
 use crate::convert;
 use crate::proto;
+use crate::trace;
 
 /// Serves the nodes of a cluster as the leader of its store, if the node leads; `allocator` decides
 /// that.
@@ -76,13 +78,14 @@ impl proto::peer_server::Peer for PeerApi {
         &self,
         request: Request<proto::BindRequest>,
     ) -> Result<Response<proto::BindResponse>, Status> {
+        let span = trace::bind_span(request.metadata());
         let call = async |request: proto::BindRequest| {
             let table = convert::table_from_proto(&request.group, &request.table)?;
             Ok(convert::bound_to_proto(
                 &self.allocator.bind(ServiceId::new(request.service), &table).await?,
             ))
         };
-        self.gate.pass(request, call).await
+        self.gate.pass(request, call).instrument(span).await
     }
 
     async fn reserve_tokens(

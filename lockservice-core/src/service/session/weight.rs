@@ -49,7 +49,8 @@ pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
 pub(in crate::service) fn of_lock(spec: &LockSpec) -> usize {
     let granted = |item: &LockItem| of_item(item) + size_of::<ItemGrant>() + keys(item);
     let items = spec.items.iter().map(granted).sum::<usize>();
-    OPERATION + GRANTED + size_of_val(&*spec.ancestors) + items
+    let trace = spec.trace.as_ref().map_or(0, |trace| trace.bytes());
+    OPERATION + GRANTED + size_of_val(&*spec.ancestors) + trace + items
 }
 
 fn of_item(item: &LockItem) -> usize {

@@ -15,6 +15,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, oneshot};
+use tracing::{Instrument as _, Span};
 
 use crate::bind::Bind;
 use crate::clock::Time;
@@ -139,6 +140,8 @@ impl ServiceInner {
     /// does not respond, it waits until `deadline`. A call that may not wait fails with the reason.
     /// It waits only for a response of the allocator, at most [`REQUEST_MAX`].
     ///
+    /// `span` is that of the binder, if this call is the one that starts it.
+    ///
     /// # Cancel safety
     /// A call that is dropped gives its position up, or rolls back what it was granted.
     pub(in crate::service) async fn hand_over(
@@ -146,6 +149,7 @@ impl ServiceInner {
         table: &TableRef,
         requested: Requested,
         deadline: Time,
+        span: &Span,
     ) -> Result<Handed> {
         let deadline = if requested.wait.is_patient() {
             deadline
@@ -166,7 +170,8 @@ impl ServiceInner {
         let position = HeldPosition { inner: self, table, position: joined.position };
         if let Some(deserted) = joined.new_line {
             let (inner, table) = (Arc::clone(self), table.clone());
-            self.spawn(async move { inner.bind_for_line(&table, &deserted).await });
+            let binder = async move { inner.bind_for_line(&table, &deserted).await };
+            self.spawn(binder.instrument(span.clone()));
         }
         match self.until(deadline, handed).await {
             // The binder ends without a result only together with the runtime.

@@ -14,6 +14,7 @@ use crate::id::TableRef;
 use crate::service::session::Renewals;
 use crate::service::tables::line::{Handed, Requested};
 use crate::service::txn::row::{is_history_unknown, snapshot};
+use crate::service::txn::trace::Traced;
 use crate::service::txn::{CallInFlight, TxnRecord};
 use crate::service::{ANCESTORS_MAX, Granted, LockSpec, Promise, ServiceInner};
 use crate::table::Grant;
@@ -35,6 +36,7 @@ pub(in crate::service) enum BegunLock {
 pub(in crate::service) struct LockWait {
     handed: Handed,
     times: CallTimes,
+    traced: Traced,
 }
 
 /// The times of a lock call.
@@ -85,23 +87,33 @@ impl ServiceInner {
         spec: LockSpec,
         began: Time,
     ) -> BegunLock {
-        match self.make_call(txn, spec, began) {
-            BegunLock::Decided(decided) => BegunLock::Decided(self.count_refusal(decided)),
-            waits => waits,
-        }
+        let traced = self.traced(txn, &spec, began);
+        self.make_call(txn, spec, began, traced)
     }
 
-    /// As [`begin_lock`](Self::begin_lock). A call that is refused at once is not counted here.
-    fn make_call(self: &Arc<Self>, txn: &Arc<TxnRecord>, spec: LockSpec, began: Time) -> BegunLock {
+    /// A call was decided without a wait at the engine.
+    fn decided(&self, outcome: Result<Granted>, traced: &Traced) -> BegunLock {
+        traced.note(&outcome);
+        BegunLock::Decided(self.count_refusal(outcome))
+    }
+
+    /// As [`begin_lock`](Self::begin_lock), with the span of the call.
+    fn make_call(
+        self: &Arc<Self>,
+        txn: &Arc<TxnRecord>,
+        spec: LockSpec,
+        began: Time,
+        traced: Traced,
+    ) -> BegunLock {
         if let Err(e) = self.check_serving().and_then(|()| txn.check_active()) {
-            return BegunLock::Decided(Err(e));
+            return self.decided(Err(e), &traced);
         }
         if spec.ancestors.len() > ANCESTORS_MAX {
-            return BegunLock::Decided(Err(Error::new(
+            let refusal = Error::new(
                 ErrorKind::InvalidArgument,
                 "too many ancestors of one call: nest calls less deeply",
-            )
-            .with("most", ANCESTORS_MAX)));
+            );
+            return self.decided(Err(refusal.with("most", ANCESTORS_MAX)), &traced);
         }
         if let Err(e) = self.make_room(txn, &spec.items) {
             return BegunLock::Decided(Err(e));
@@ -113,19 +125,24 @@ impl ServiceInner {
         let requested =
             Requested { in_flight, ancestors, items, mode, wait, escalate, since: began };
         match self.hand_over_at_once(&table, requested) {
-            Ok(handed) => self.handed_over(handed, times),
+            Ok(handed) => self.handed_over(handed, times, traced),
             Err(requested) => {
                 let inner = Arc::clone(self);
                 BegunLock::InLine(Box::pin(async move {
-                    let handed = match inner.hand_over(&table, requested, deadline).await {
-                        Ok(handed) => handed,
+                    let bind = traced.bind();
+                    let handed = inner.hand_over(&table, requested, deadline, &bind).await;
+                    drop(bind);
+                    let begun = match handed {
+                        Ok(handed) => inner.handed_over(handed, times, traced),
                         Err(e) => {
                             inner.count_vain_wait(times.began, &e);
-                            return Err(e);
+                            let outcome = Err(e);
+                            traced.note(&outcome);
+                            return outcome;
                         }
                     };
-                    match inner.handed_over(handed, times) {
-                        BegunLock::Decided(granted) => inner.count_refusal(granted),
+                    match begun {
+                        BegunLock::Decided(granted) => granted,
                         BegunLock::Waits(mut wait) => inner.wait_for_lock(&mut wait).await,
                         BegunLock::InLine(call) => call.await,
                     }
@@ -135,20 +152,26 @@ impl ServiceInner {
     }
 
     /// A call was made at the engine: it is over, or waits there.
-    fn handed_over(self: &Arc<Self>, mut handed: Handed, times: CallTimes) -> BegunLock {
+    fn handed_over(
+        self: &Arc<Self>,
+        mut handed: Handed,
+        times: CallTimes,
+        traced: Traced,
+    ) -> BegunLock {
         // The transaction may have ended before the call was in the engine, where its end would
         // have found it.
         if let Err(e) = handed.in_flight.txn().check_active() {
-            return BegunLock::Decided(Err(e));
+            return self.decided(Err(e), &traced);
         }
         if let Some(outcome) = handed.call.take_outcome_at_once() {
-            return BegunLock::Decided(self.complete(&LockWait { handed, times }, outcome));
+            let wait = LockWait { handed, times, traced };
+            return self.decided(self.complete(&wait, outcome), &wait.traced);
         }
         if handed.call.awaits_token() {
             // The grant that used the last token may not have requested more.
             self.refill(handed.bound.bind());
         }
-        BegunLock::Waits(LockWait { handed, times })
+        BegunLock::Waits(LockWait { handed, times, traced })
     }
 
     /// Waits for the outcome of a lock call, until its deadline.
@@ -160,6 +183,7 @@ impl ServiceInner {
         wait: &mut LockWait,
     ) -> Result<Granted> {
         let CallTimes { began, deadline, .. } = wait.times;
+        let span = wait.traced.wait(self, &wait.handed.call);
         let (mut outcome, mut is_logged) = (None, false);
         if let Some(slow) = self.slow_from(began).filter(|slow| *slow < deadline) {
             outcome = self.until(slow, &mut wait.handed.call).await;
@@ -170,7 +194,9 @@ impl ServiceInner {
         }
         // Dropping the call takes its claim away, or hands on a grant that has just been made.
         let outcome = outcome.unwrap_or_else(|| Err(self.waited_too_long(wait)));
+        drop(span);
         let result = self.complete(wait, outcome).inspect_err(|e| self.count_vain_wait(began, e));
+        wait.traced.note(&result);
         if is_logged {
             self.log_slow_end(wait.handed.in_flight.txn(), began, &result);
         }

@@ -11,6 +11,7 @@
 //! | `live.rs` | the validating transactions that are alive, and their report |
 //! | `row.rs` | rows that are locked at once |
 //! | `waits.rs` | the lock calls of a session that wait, and the conflicting holders |
+//! | `trace.rs` | the trace of which a lock call is a part |
 //!
 //! # Where a transaction is
 //! A transaction belongs to the handle of its owner: a [`Txn`], or a queue of its session. A map
@@ -26,6 +27,7 @@ mod record;
 mod room;
 pub(in crate::service) mod row;
 pub(in crate::service) mod slow;
+pub(in crate::service) mod trace;
 pub(in crate::service) mod waits;
 
 use std::sync::Arc;

@@ -146,7 +146,7 @@ impl ServiceInner {
         began: Time,
     ) -> Option<Result<Granted>> {
         let [LockItem::Row(key)] = spec.items.as_slice() else { return None };
-        if !spec.ancestors.is_empty() {
+        if !spec.ancestors.is_empty() || spec.trace.is_some() {
             return None;
         }
         let lock = || {

@@ -79,6 +79,10 @@ pub(crate) struct ServeArgs {
     /// [default: none].
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<String>,
+    /// Export traces of lock calls to this collector of OpenTelemetry, for example
+    /// http://127.0.0.1:4317 (OTLP over gRPC) [default: none].
+    #[arg(long, value_name = "URL")]
+    pub(crate) traces: Option<String>,
     /// The store of the binds: file:PATH, rocks:PATH, postgres://…, redis://… or memory:
     /// [default: file:./lockservice.db]. For one with a password see below.
     #[arg(long, value_name = "URL")]
@@ -86,6 +90,10 @@ pub(crate) struct ServeArgs {
     /// Name of this node, the same over its restarts [default: the machine's name].
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<String>,
+    /// The folder of the file by which the next process of this node replaces this one at once if
+    /// it crashes; only for stores that nodes share [default: $XDG_STATE_HOME/lockservice].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
     /// A TOML file with settings.
     #[arg(long, env = "LOCKSERVICE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -148,8 +156,10 @@ impl ServeArgs {
             ("--peer-listen", self.peer_listen.is_some()),
             ("--peer-advertise", self.peer_advertise.is_some()),
             ("--metrics", self.metrics.is_some()),
+            ("--traces", self.traces.is_some()),
             ("--store", self.store.is_some()),
             ("--node", self.node.is_some()),
+            ("--state-dir", self.state_dir.is_some()),
             ("--config", self.config.is_some()),
             ("--tls-cert", self.tls_cert.is_some()),
             ("--tls-key", self.tls_key.is_some()),

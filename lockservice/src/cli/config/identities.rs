@@ -74,15 +74,22 @@ impl IdentityFiles {
 
 /// The identities in a TOML file, which may hold other settings too.
 fn read(path: &Path) -> Result<Vec<IdentitySettings>> {
-    let bad = |why: &dyn std::fmt::Display| {
-        let why = format!("the identities in the file {} cannot be read: {why}", path.display());
-        Error::new(ErrorKind::InvalidArgument, why)
-    };
-    let text = std::fs::read_to_string(path).map_err(|why| bad(&why))?;
-    let file = Figment::from(Toml::string(&text));
+    let text = std::fs::read_to_string(path).map_err(|why| unreadable(path, &why))?;
+    parse(&text, path)
+}
+
+/// The identities in a text, which was read from the file `path`.
+pub(crate) fn parse(text: &str, path: &Path) -> Result<Vec<IdentitySettings>> {
+    let bad = |why: &dyn std::fmt::Display| unreadable(path, why);
+    let file = Figment::from(Toml::string(text));
     match file.find_value("identity") {
         Ok(_) => file.extract_inner("identity").map_err(|why| bad(&why)),
         Err(why) if why.missing() => Ok(Vec::new()),
         Err(why) => Err(bad(&why)),
     }
+}
+
+fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> Error {
+    let why = format!("the identities in the file {} cannot be read: {why}", path.display());
+    Error::new(ErrorKind::InvalidArgument, why)
 }

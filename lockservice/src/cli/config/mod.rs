@@ -53,11 +53,18 @@ pub(crate) struct Config {
     pub(crate) peer_advertise: String,
     /// Address for metrics and health over HTTP, HOST:PORT. Default (empty): none.
     pub(crate) metrics: String,
+    /// The URL of the collector that gets traces of lock calls (OTLP over gRPC). Default (empty):
+    /// none.
+    pub(crate) traces: String,
     /// The store of the binds: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or
     /// `memory:`. Default `file:./lockservice.db`.
     pub(crate) store: String,
     /// The node's name, the same over its restarts. Default (empty): the machine's name.
     pub(crate) node: String,
+    /// The folder of the file by which the next process of this node replaces this one at once if
+    /// it crashes; only for stores that nodes share. Default (empty): `lockservice` in
+    /// `$XDG_STATE_HOME`, or in `~/.local/state`.
+    pub(crate) state_dir: PathBuf,
     /// Serve addresses other than loopback without encryption and passwords. Default false.
     pub(crate) insecure: bool,
     /// The certificates. Default: none, so everything is in plain text.
@@ -92,8 +99,10 @@ impl Default for Config {
             peer_listen: String::new(),
             peer_advertise: String::new(),
             metrics: String::new(),
+            traces: String::new(),
             store: "file:./lockservice.db".to_owned(),
             node: String::new(),
+            state_dir: PathBuf::new(),
             insecure: false,
             tls: TlsSettings::default(),
             peer_token_file: PathBuf::new(),
@@ -115,18 +124,29 @@ impl Config {
         args: &ServeArgs,
         env: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<(Self, Origin), Failure> {
-        let config = |sentence: String| Failure::new(exit::CONFIG, "config", sentence);
-        let defaults = Figment::from(Serialized::defaults(Self::default()));
-        let mut figment = defaults.clone();
-        let file = args.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        if let Some(path) = &args.config {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                config(format!(
+        let text = args.config.as_ref().map(|path| {
+            std::fs::read_to_string(path).map_err(|error| {
+                let file = path.display();
+                failure(format!(
                     "cannot read the configuration file {file}: {error}; check --config and \
                         LOCKSERVICE_CONFIG"
                 ))
-            })?;
-            figment = figment.merge(Toml::string(&text));
+            })
+        });
+        Self::merge(text.transpose()?.as_deref(), args, env)
+    }
+
+    /// As [`load`](Self::load); `text` is that of the file.
+    pub(crate) fn merge(
+        text: Option<&str>,
+        args: &ServeArgs,
+        env: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<(Self, Origin), Failure> {
+        let defaults = Figment::from(Serialized::defaults(Self::default()));
+        let mut figment = defaults.clone();
+        let file = args.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        if let Some(text) = text {
+            figment = figment.merge(Toml::string(text));
         }
         let environment = Environment::new(&defaults, env)?;
         let origin = Origin {
@@ -138,7 +158,7 @@ impl Config {
         let mut merged: Self = figment.extract().map_err(|errors| {
             let all: Vec<String> =
                 errors.into_iter().map(|error| describe(&error, &file)).collect();
-            config(all.join("; "))
+            failure(all.join("; "))
         })?;
         merged.apply(args);
         merged.check()?;
@@ -156,6 +176,7 @@ impl Config {
         set(&mut self.peer_listen, &args.peer_listen);
         set(&mut self.peer_advertise, &args.peer_advertise);
         set(&mut self.metrics, &args.metrics);
+        set(&mut self.traces, &args.traces);
         set(&mut self.store, &args.store);
         set(&mut self.node, &args.node);
         set(&mut self.log, &args.log);
@@ -165,6 +186,7 @@ impl Config {
                 field.clone_from(value);
             }
         };
+        set_path(&mut self.state_dir, &args.state_dir);
         set_path(&mut self.tls.cert, &args.tls_cert);
         set_path(&mut self.tls.key, &args.tls_key);
         set_path(&mut self.tls.client_ca, &args.tls_client_ca);
@@ -203,6 +225,13 @@ impl Config {
             .and_then(|()| self.tls.check());
         checked.map_err(misconfigured)?;
         log::filter(&self.log).map_err(misconfigured)?;
+        if !cfg!(feature = "otel") && !self.traces.is_empty() {
+            return Err(failure(
+                "this program was built without the export of traces: build it with the feature \
+                 otel, or leave the setting traces out"
+                    .to_owned(),
+            ));
+        }
         if self.tls.client_cert_optional && !self.has_identities() {
             return Err(Failure::new(
                 exit::CONFIG,
@@ -250,6 +279,10 @@ impl Config {
     }
 }
 
+fn failure(sentence: String) -> Failure {
+    Failure::new(exit::CONFIG, "config", sentence)
+}
+
 /// The failure for a setting, or a file of one, that cannot be used.
 pub(crate) fn misconfigured(error: Error) -> Failure {
     Failure { status: exit::CONFIG, ..Failure::from(error) }
@@ -282,6 +315,27 @@ fn describe(error: &figment::Error, file: &str) -> String {
         }
         _ if path.is_empty() => format!("{}: {}; correct it", place(""), error.kind),
         kind => format!("the key {path:?} in {} is wrong: {kind}; correct it", place(&path)),
+    }
+}
+
+/// A configuration file.
+///
+/// # Panics
+/// If a refusal is not one sentence or more.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_settings(input: &[u8]) {
+    use clap::Parser as _;
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let cli = super::args::Cli::try_parse_from(["lockservice", "serve", "--config", "lock.toml"])
+        .expect("these flags are right");
+    let super::args::Command::Serve(args) = cli.command else { return };
+    match Config::merge(Some(text), &args, std::iter::empty()) {
+        Ok((config, _)) => {
+            drop((config.store_url(), config.node()));
+            let identities = identities::parse(text, std::path::Path::new("lock.toml"));
+            drop(identities.and_then(|all| crate::server::Access::new(&all)));
+        }
+        Err(failure) => assert!(!failure.sentence.is_empty()),
     }
 }
 

@@ -12,7 +12,7 @@ mod hold;
 use std::time::Duration;
 
 use lockservice_core::clock::{Clock, SystemClock};
-use lockservice_core::service::LockSpec;
+use lockservice_core::service::{LockSpec, TraceContext};
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::{Error, ErrorKind};
 use tokio::sync::watch;
@@ -186,6 +186,7 @@ async fn acquire(
         wait: if args.no_wait { WaitPolicy::NoWait } else { WaitPolicy::Wait },
         timeout: patience.left(SystemClock.now()),
         ancestors: outer::ancestors(std::env::var_os(outer::VARIABLE), &args.client.server),
+        trace: trace_of_environment(),
         ..LockSpec::new(table, items)
     };
     let (table, (waits, observed)) = (spec.table.clone(), watch::channel(None));
@@ -194,6 +195,12 @@ async fn acquire(
         outcome = session.lock_reporting(spec, &waits) => outcome?,
         never = waiting::say_whom(observed, &table, json), if !args.quiet => match never {},
     })
+}
+
+/// The trace of which this process is a part, by the variables that carry it by convention.
+fn trace_of_environment() -> Option<Box<TraceContext>> {
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    TraceContext::new(&variable("TRACEPARENT"), &variable("TRACESTATE")).map(Box::new)
 }
 
 /// The name of this process, for operators: `lock@HOST:PID`.

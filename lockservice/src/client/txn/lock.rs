@@ -11,6 +11,7 @@ use super::ClientTxn;
 use super::call::{Call, Turn, permit};
 use crate::client::follow;
 use crate::client::outbox::{CallContext, WaitsSender};
+use crate::trace::ClientCall;
 
 /// The time past its deadline for which a call waits for the server's own response. A timeout from
 /// the server names the conflicting holder, and a grant in time is as good as any.
@@ -20,9 +21,16 @@ impl ClientTxn {
     /// Locks. Also reports the holder for which it waits, if the caller listens.
     pub(in crate::client) async fn lock_with(
         &self,
-        spec: LockSpec,
+        mut spec: LockSpec,
         waits: Option<&WaitsSender>,
     ) -> Result<Grant> {
+        let call = ClientCall::begin(&mut spec);
+        let outcome = self.lock_anywhere(spec, waits).await;
+        call.end(&outcome);
+        outcome
+    }
+
+    async fn lock_anywhere(&self, spec: LockSpec, waits: Option<&WaitsSender>) -> Result<Grant> {
         let deadline = spec.timeout.map(|timeout| self.clock().now() + timeout);
         let snapshot = spec.snapshot_age.map(|age| self.clock().now() - age).or(self.began);
         let context = CallContext { deadline, snapshot, waits };
