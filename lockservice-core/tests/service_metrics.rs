@@ -221,6 +221,17 @@ async fn the_lease_is_counted_over_incarnations_and_a_stop_is_no_loss() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_renewal_that_finds_the_lease_lost_is_a_failed_one() {
+    let node = node().await;
+    let (id, nonce) = (node.service.id(), node.service.nonce());
+    // Behind the back of the service.
+    node.parts.allocator.resign(id, nonce).await.expect("it has the lease");
+    assert_eq!(node.service.sealed().await.kind(), ErrorKind::LeaseLost);
+    let counts = node.counts();
+    assert_eq!((counts.lease_renewals_failed, counts.leases_lost), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_of_the_store_are_counted_with_their_failures() {
     let node = node().await;
     let writes = node.store.counts(StoreCall::Write);

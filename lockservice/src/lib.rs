@@ -47,8 +47,8 @@
 //! | `tls`, `reload` | certificates, and handshakes; files that are read again when they change |
 //! | `token` | bearer tokens, and what a server keeps of them |
 //! | `frame` | the frames of session streams, as bytes |
-//! | `trace` | the way of a trace over processes |
 //! | `stream` | the bytes of a connection, in plain text or with TLS |
+//! | `trace` | the way of a trace over processes |
 //! | `cli` | the command line |
 //! | `fuzzing` | what a fuzzer feeds bytes to |
 
