@@ -109,8 +109,9 @@ impl ServiceHost {
         }
     }
 
-    /// The session `id` of incarnation `service`, for a caller with this identity. Fails with `SessionLost` if it is
-    /// not, or no longer, here, or another identity opened it: which of these is not told.
+    /// The session `id` of incarnation `service`, for a caller with this identity. Fails with
+    /// `SessionLost` if it is not, or no longer, here, or another identity opened it: which of
+    /// these is not told.
     pub(crate) fn session(
         &self,
         id: u64,

@@ -41,7 +41,8 @@ certificate:
   limits = { sessions_max = 100 }   # instead of those of the server
 
 A client is an identity, or an address of callers without one. The settings \
-server.…_per_client_max bound what one client may use, and limits of an identity replace them: sessions_max, txns_max, \
+server.…_per_client_max bound what one client may use, and limits of an identity replace them: \
+sessions_max, txns_max, \
 ops_max, calls_max, kept_bytes_max, lock_bytes_max.
 
 Limits of tables are tables of the file of --config. The one with the longest prefix counts, and \

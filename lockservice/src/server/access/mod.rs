@@ -19,8 +19,8 @@
 //! A refusal says nothing about sessions and tables. It is `Unauthenticated` if the caller is not
 //! known, and `NotPermitted` if it may not do this.
 //!
-//! A session belongs to the identity that opened it. For every other one it does not exist, whatever
-//! its roles. All callers without an identity are one.
+//! A session belongs to the identity that opened it. For every other one it does not exist,
+//! whatever its roles. All callers without an identity are one.
 //!
 //! When the identities change, each session stream whose token or certificate no longer proves its
 //! identity ends with such an error. The client then resumes the session with the credentials that

@@ -3,8 +3,8 @@
 //!
 //! The server is one that is started for this. In each round the callers have a turn beside a flood
 //! and one without. The flood comes from a process of its own and from another address of loopback,
-//! so that it is another client than the callers. It runs at a low priority: what counts is the time
-//! of the server that it takes, and not that of the processor that it needs itself.
+//! so that it is another client than the callers. It runs at a low priority: what counts is the
+//! time of the server that it takes, and not that of the processor that it needs itself.
 //!
 //! | file | noun |
 //! |---|---|
