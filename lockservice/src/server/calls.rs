@@ -18,7 +18,9 @@ use std::task::{Context, Poll};
 use http_body::{Frame, SizeHint};
 use lockservice_core::clock::{Clock as _, SystemClock, Time};
 use lockservice_core::service::OpenCall;
-use lockservice_core::{Error, ErrorKind, Result};
+use lockservice_core::Result;
+#[cfg(feature = "tls")]
+use lockservice_core::{Error, ErrorKind};
 use prost::bytes::Bytes;
 use tonic::Status;
 use tonic::body::Body;

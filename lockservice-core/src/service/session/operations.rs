@@ -36,8 +36,8 @@ impl Session {
     ///
     /// # Errors
     /// Those of [`Txn::lock`](crate::service::Txn::lock), and `SessionLost`; `TxnKilled` for a lock
-    /// of a transaction that was ended alone (its unlocks and its end succeed); `TxnNotFound` for an
-    /// operation of a transaction that has ended (but unlocks, ends and cancels of such a one
+    /// of a transaction that was ended alone (its unlocks and its end succeed); `TxnNotFound` for
+    /// an operation of a transaction that has ended (but unlocks, ends and cancels of such a one
     /// succeed); `ResourceExhausted` beyond the bounds on transactions and operations.
     ///
     /// # Cancel safety

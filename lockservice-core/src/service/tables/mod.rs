@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `mod.rs` | the way of a call to its table: `hand_over`, `bind_for_line`, `hand_to_line` |
 //! | `line/` | the calls that wait for a table, in their order; pure |
+//! | `position.rs` | a call's position in a line, given up when it is dropped |
 //! | `forget.rs` | tables that are not used any more, or that an operator drops |
 
 pub(in crate::service) mod forget;
 pub(in crate::service) mod line;
+mod position;
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -25,6 +27,7 @@ use crate::service::tables::line::{
     Desertion, Handed, LastOwner, LinePosition, Lines, Requested, StandingFilter, StandingSlice,
     Waiter,
 };
+use crate::service::tables::position::HeldPosition;
 use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
 use crate::table::{LockRequest, TableHandle};
@@ -101,26 +104,6 @@ enum Attempt {
     LineEnded,
 }
 
-/// A call's position in the line of its table. Dropped, it gives the position up.
-struct HeldPosition<'a> {
-    inner: &'a ServiceInner,
-    table: &'a TableRef,
-    position: LinePosition,
-}
-
-impl HeldPosition<'_> {
-    /// Gives the position up, and says why the call did not get the table.
-    fn give_up(&self) -> Option<Error> {
-        self.inner.tables.lines.lock().leave(self.table, self.position, self.inner.parts.env.now())
-    }
-}
-
-impl Drop for HeldPosition<'_> {
-    fn drop(&mut self) {
-        drop(self.give_up());
-    }
-}
-
 impl ServiceInner {
     /// Makes a call at the engine, if its table is bound to this service. Returns the request if it
     /// is not.
@@ -168,7 +151,7 @@ impl ServiceInner {
             let most = self.parts.settings.engine.waiters_max;
             lines.join(table, Waiter { requested, response }, most)?
         };
-        let position = HeldPosition { inner: self, table, position: joined.position };
+        let position = HeldPosition::new(self, table, joined.position);
         if let Some(deserted) = joined.new_line {
             let (inner, table) = (Arc::clone(self), table.clone());
             let binder = async move { inner.bind_for_line(&table, &deserted).await };

@@ -247,7 +247,7 @@ impl Outbox {
     pub(super) fn heartbeat(&self) {
         let mut state = self.state.lock();
         let (acked, lost) = (state.take_acked(), state.told_losses());
-        let waker = state.push_first(heartbeat(proto::Heartbeat { acked, lost }, None));
+        let waker = state.push_first(Pending::heartbeat(proto::Heartbeat { acked, lost }, None));
         drop(state);
         wake(waker);
     }
@@ -264,7 +264,7 @@ impl Outbox {
             return None;
         }
         let (flushed, arrived) = oneshot::channel();
-        let waker = state.push(heartbeat(proto::Heartbeat::default(), Some(flushed)));
+        let waker = state.push(Pending::heartbeat(proto::Heartbeat::default(), Some(flushed)));
         drop(state);
         wake(waker);
         Some(arrived)
@@ -388,12 +388,6 @@ impl Drop for Gathering<'_> {
         drop(state);
         wake(waker);
     }
-}
-
-fn heartbeat(heartbeat: proto::Heartbeat, flushed: Option<oneshot::Sender<()>>) -> Pending {
-    let op = Op::Heartbeat(heartbeat);
-    let bytes = op.encoded_len() + OP_OVERHEAD_BYTES;
-    Pending::timeless(Encoded::of(&op), bytes, What::Heartbeat { flushed })
 }
 
 fn wake(waker: Option<Waker>) {

@@ -10,7 +10,7 @@ use prost::Message as _;
 use prost::bytes::BytesMut;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{CallId, OpId, TxnKey};
+use super::{CallId, OP_OVERHEAD_BYTES, OpId, TxnKey};
 use crate::convert::millis_up;
 use crate::proto::client_op::Op;
 use crate::{frame, proto};
@@ -159,6 +159,16 @@ impl Pending {
     /// One that does not depend on the time of its send.
     pub(super) fn timeless(op: Encoded, bytes: usize, what: What) -> Self {
         Self { order: 0, op, bytes, what, deadline: None, snapshot: None, sent: None, quiet: false }
+    }
+
+    /// A heartbeat; `flushed` learns of its response.
+    pub(super) fn heartbeat(
+        heartbeat: proto::Heartbeat,
+        flushed: Option<oneshot::Sender<()>>,
+    ) -> Self {
+        let op = Op::Heartbeat(heartbeat);
+        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES;
+        Self::timeless(Encoded::of(&op), bytes, What::Heartbeat { flushed })
     }
 
     /// Takes a lock's caller out. The operation stays, is refused, and uses the lock's number up:
