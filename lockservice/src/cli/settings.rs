@@ -15,10 +15,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("traces", "URL of the OTLP collector for traces of lock calls; empty: none"),
     ("store", "where bindings are kept"),
     ("node", "name of this node; empty: the machine's"),
-    (
-        "state_dir",
-        "folder by which the next process takes over; empty: $XDG_STATE_HOME/lockservice",
-    ),
+    ("state_dir", "folder by which the next process takes over; empty: the user's state"),
     ("insecure", "serve addresses other than loopback without TLS, or to everyone"),
     ("tls.cert", "PEM file of this node's certificate; empty: no TLS"),
     ("tls.key", "PEM file of its private key"),

@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http_body::{Frame, SizeHint};
+use lockservice_core::Result;
 use lockservice_core::clock::{Clock as _, SystemClock, Time};
 use lockservice_core::service::OpenCall;
-use lockservice_core::Result;
 #[cfg(feature = "tls")]
 use lockservice_core::{Error, ErrorKind};
 use prost::bytes::Bytes;
