@@ -50,13 +50,8 @@ mod tests {
 
     use super::*;
 
-    /// Run by the test below, on a terminal of its own.
-    #[test]
-    #[ignore = "it panics"]
-    fn panics_while_it_has_the_terminal() {
-        let _screen = Screen::open().expect("a terminal");
-        panic!("in the middle");
-    }
+    /// Tells the test that it is the child, which panics while it has the terminal.
+    const CHILD: &str = "TEST_PANICS_ON_A_TERMINAL";
 
     /// What a program changes when it takes keys one by one.
     fn modes(of: &Termios) -> impl PartialEq + std::fmt::Debug {
@@ -65,12 +60,16 @@ mod tests {
 
     #[test]
     fn a_panic_gives_the_terminal_back_before_it_is_reported() {
+        if std::env::var_os(CHILD).is_some() {
+            let _screen = Screen::open().expect("a terminal");
+            panic!("in the middle");
+        }
         let pty = openpty(None, None).expect("a terminal");
         let before = tcgetattr(&pty.slave).expect("a terminal");
         let side = || Stdio::from(pty.slave.try_clone().expect("a file"));
         let mut child = Command::new(std::env::current_exe().expect("a path"))
-            .args(["--exact", "cli::top::screen::tests::panics_while_it_has_the_terminal"])
-            .args(["--ignored", "--nocapture"])
+            .args(["a_panic_gives_the_terminal_back_before_it_is_reported", "--nocapture"])
+            .env(CHILD, "1")
             .stdin(side())
             .stdout(side())
             .stderr(side())
