@@ -111,6 +111,7 @@ fn locks_waits_and_refusals_are_counted() {
     server.waits(1);
     let waiting = Scraped::of(&metrics);
     assert_eq!(waiting.value("lockservice_lock_waiters"), 1.0);
+    assert_eq!(waiting.value("lockservice_table_waiters"), 0.0);
     assert_eq!(waiting.value("lockservice_lock_refused_total{reason=\"conflict\"}"), 1.0);
     holder.signal(Signal::TERM);
     drop(holder.wait());

@@ -206,7 +206,9 @@ pub struct ServiceGauges {
     pub held: usize,
     /// Lock calls that wait for a lock or a token.
     pub waiting: usize,
-    /// The most calls that may wait.
+    /// Lock calls that wait for their table to be bound to this service.
+    pub waiting_for_tables: usize,
+    /// The most calls that may wait, of each of these.
     pub waiting_max: usize,
     /// Estimated memory of all locks and waits, in bytes, with what shards have on credit.
     pub lock_bytes: usize,

@@ -39,6 +39,7 @@ impl LockService {
             tables: engine.tables,
             held: engine.held,
             waiting: engine.waiting,
+            waiting_for_tables: inner.tables.lines.lock().waiting(),
             waiting_max: settings.engine.waiters_max,
             lock_bytes: engine.bytes,
             lock_bytes_max: settings.engine.lock_bytes_max,

@@ -76,6 +76,8 @@ async fn those_who_wait_out_an_old_lease_are_seen_and_come_in_as_they_came() {
     let waiters: Vec<_> = waits.iter().map(|wait| wait.info.waiter).collect();
     assert_eq!((of_row("k"), of_row("other")), (waiters, Vec::new()));
     assert_eq!(service.waits(None).len(), 8);
+    let gauges = service.gauges();
+    assert_eq!((gauges.waiting, gauges.waiting_for_tables), (0, 8));
     // A later call that does not wait never gets in between.
     let late = loop {
         let txn = service.begin(TxnOptions::default()).expect("it serves");
@@ -96,6 +98,7 @@ async fn those_who_wait_out_an_old_lease_are_seen_and_come_in_as_they_came() {
         assert!(waited.expect("it has waited") > 4 * SECOND, "the whole wait counts");
     }
     assert!(service.waits(None).is_empty());
+    assert_eq!(service.gauges().waiting_for_tables, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,6 +28,11 @@ fn locks(node: &NodeMetrics, gauges: &ServiceGauges, to: &mut Writer<'_>) -> fmt
     let counts = node.service.counts();
     to.gauge("locks_held", "Holds of rows and ranges, by any transaction.", gauges.held)?;
     to.gauge("lock_waiters", "Lock calls that wait for a lock or a token.", gauges.waiting)?;
+    to.gauge(
+        "table_waiters",
+        "Lock calls that wait for their table to be bound to this node.",
+        gauges.waiting_for_tables,
+    )?;
     to.gauge("lock_waiters_limit", "The most lock calls that may wait.", gauges.waiting_max)?;
     to.bytes("lock_memory", "Estimated memory of locks and waits.", gauges.lock_bytes)?;
     to.bytes("lock_memory_limit", "The most memory of locks and waits.", gauges.lock_bytes_max)?;

@@ -180,6 +180,11 @@ impl Lines {
         Arc::clone(&self.lines.entry(table.clone()).or_default().deserted)
     }
 
+    /// The number of calls in all lines.
+    pub(in crate::service) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
     /// The number of calls in the line of a table, if it has one.
     pub(in crate::service) fn standing_in(&self, table: &TableRef) -> Option<usize> {
         self.lines.get(table).map(|line| line.waiting.len())
