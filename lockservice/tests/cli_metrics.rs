@@ -182,10 +182,9 @@ fn a_server_is_not_ready_before_it_has_a_lease() {
 #[test]
 fn a_server_that_stops_is_not_ready_and_still_healthy() {
     let (server, metrics) = server();
-    // The command takes its time to end, and the server waits for its session.
-    let script =
-        "trap 'echo ending; read line; exit 0' TERM; echo started; while :; do sleep 0.1; done";
-    let mut holder = server.lock(&["t", "k"], script);
+    // The command uses all of its time to end, and the server waits for its session.
+    let script = "trap 'echo ending' TERM; echo started; while :; do sleep 0.1; done";
+    let mut holder = server.lock(&["t", "k", "--stop-time", "1500ms"], script);
     assert_eq!(holder.line(), "started");
     server.running.signal(Signal::TERM);
     let give_up = now() + DEADLINE;
