@@ -89,23 +89,6 @@ impl ServiceInner {
         began: Time,
     ) -> BegunLock {
         let traced = self.traced(txn, &spec, began);
-        self.make_call(txn, spec, began, traced)
-    }
-
-    /// A call was decided without a wait at the engine.
-    fn decided(&self, outcome: Result<Granted>, traced: &Traced) -> BegunLock {
-        traced.note(&outcome);
-        BegunLock::Decided(self.count_refusal(outcome))
-    }
-
-    /// As [`begin_lock`](Self::begin_lock), with the span of the call.
-    fn make_call(
-        self: &Arc<Self>,
-        txn: &Arc<TxnRecord>,
-        spec: LockSpec,
-        began: Time,
-        traced: Traced,
-    ) -> BegunLock {
         if let Err(e) = self.check_serving().and_then(|()| txn.check_active()) {
             return self.decided(Err(e), &traced);
         }
@@ -117,7 +100,7 @@ impl ServiceInner {
             return self.decided(Err(refusal.with("most", ANCESTORS_MAX)), &traced);
         }
         if let Err(e) = self.make_room(txn, &spec.items) {
-            return BegunLock::Decided(Err(e));
+            return self.decided(Err(e), &traced);
         }
         let (deadline, snapshot) = (self.deadline(&spec, began), snapshot(&spec, began));
         let LockSpec { table, items, mode, wait, escalate, timeout, ancestors, .. } = spec;
@@ -155,6 +138,13 @@ impl ServiceInner {
                 }))
             }
         }
+    }
+
+    /// A call was decided without a wait at the engine. Every such outcome passes here: it is
+    /// counted, and noted in the trace of the call.
+    fn decided(&self, outcome: Result<Granted>, traced: &Traced) -> BegunLock {
+        traced.note(&outcome);
+        BegunLock::Decided(self.count_refusal(outcome))
     }
 
     /// A call was made at the engine: it is over, or waits there.
