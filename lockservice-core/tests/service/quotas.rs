@@ -58,6 +58,10 @@ async fn the_memory_of_the_locks_of_a_client_is_bounded_over_its_sessions_and_re
         locked(other.submit(op(number, 1), lock(spec)).await);
         done(other.submit(op(number, 2), END).await);
     }
+    // Whatever way refused them, they are counted.
+    let counts = service.metrics().counts().refused;
+    let counted = counts.iter().find(|(kind, _)| *kind == ErrorKind::ResourceExhausted);
+    assert_eq!(counted.map(|(_, count)| *count), Some(3));
     // It is renewed, and releases.
     sessions[1].renew().expect("a heartbeat");
     let items = (0..held).map(|n| row(&format!("{n:05}"))).collect();
