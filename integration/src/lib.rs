@@ -99,3 +99,28 @@ pub fn skip(why: &str) {
         skipped.write_all(format!("{why}\n").as_bytes()).expect("a line can be added to it");
     }
 }
+
+/// Tests on a PostgreSQL and on a Redis: each name is that of a function in the module `check`,
+/// which takes the URL of the store.
+#[macro_export]
+macro_rules! on_each_server {
+    ($($name:ident;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_postgres() {
+                let options = $crate::containers::PostgresOptions::default();
+                let Some(postgres) = $crate::containers::Postgres::start(options).await else { return };
+                Box::pin(check::$name(postgres.url())).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_redis() {
+                let options = $crate::containers::RedisOptions::durable();
+                let Some(redis) = $crate::containers::Redis::start(options).await else { return };
+                Box::pin(check::$name(redis.url())).await;
+            }
+        }
+    )*};
+}

@@ -3,7 +3,6 @@
 use std::process::Output;
 use std::time::Duration;
 
-use integration::containers::{Postgres, PostgresOptions, Redis, RedisOptions};
 use integration::server::{Place, Server};
 use integration::{binary, json_lines, within};
 use lockservice::client::{LockGuard, Session};
@@ -11,28 +10,7 @@ use lockservice::core::service::LockSpec;
 use lockservice::core::{Key, LockItem, TableRef};
 use tokio::process::Command;
 
-macro_rules! on_each_server {
-    ($($name:ident;)*) => {$(
-        mod $name {
-            use super::*;
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn on_postgres() {
-                let options = PostgresOptions::default();
-                let Some(postgres) = Postgres::start(options).await else { return };
-                Box::pin(check::$name(postgres.url())).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn on_redis() {
-                let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
-                Box::pin(check::$name(redis.url())).await;
-            }
-        }
-    )*};
-}
-
-on_each_server! {
+integration::on_each_server! {
     a_list_is_of_all_nodes_and_names_the_one_that_was_killed;
 }
 

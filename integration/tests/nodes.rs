@@ -4,7 +4,6 @@
 
 use integration::LEASE;
 use integration::command::Commands;
-use integration::containers::{Postgres, PostgresOptions, Redis, RedisOptions};
 use integration::server::{Place, Server};
 use integration::timeline::Timeline;
 use integration::within;
@@ -52,28 +51,7 @@ async fn let_pass(clock: &SystemClock, since: Time, time: Duration) {
     }
 }
 
-macro_rules! on_each_server {
-    ($($name:ident;)*) => {$(
-        mod $name {
-            use super::*;
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn on_postgres() {
-                let options = PostgresOptions::default();
-                let Some(postgres) = Postgres::start(options).await else { return };
-                Box::pin(check::$name(postgres.url())).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn on_redis() {
-                let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
-                Box::pin(check::$name(redis.url())).await;
-            }
-        }
-    )*};
-}
-
-on_each_server! {
+integration::on_each_server! {
     a_leader_that_slept_past_its_leadership_changes_nothing_when_it_wakes;
     the_table_of_a_sleeping_owner_goes_to_another_and_the_owner_grants_nothing;
 }

@@ -4,7 +4,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use integration::binary;
-use integration::containers::{Postgres, PostgresOptions, Redis, RedisOptions};
 use integration::server::{Place, Server};
 use lockservice::core::clock::{Clock as _, SystemClock, Time};
 use tokio::process::Command;
@@ -39,28 +38,7 @@ async fn the_old_table_waits(place: &Place, killed: Time) {
     assert!(waited >= LEASE / 2, "granted after {waited:?}");
 }
 
-macro_rules! on_each_server {
-    ($($name:ident;)*) => {$(
-        mod $name {
-            use super::*;
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn on_postgres() {
-                let options = PostgresOptions::default();
-                let Some(postgres) = Postgres::start(options).await else { return };
-                Box::pin(check::$name(postgres.url())).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn on_redis() {
-                let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
-                Box::pin(check::$name(redis.url())).await;
-            }
-        }
-    )*};
-}
-
-on_each_server! {
+integration::on_each_server! {
     the_next_process_of_a_killed_node_serves_at_once_and_its_tables_wait_all_the_same;
     a_second_process_of_a_node_that_lives_is_told_so;
     a_copy_of_the_file_elsewhere_ends_the_node_and_gets_its_tables_no_sooner;
