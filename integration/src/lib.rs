@@ -110,15 +110,16 @@ macro_rules! on_each_server {
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn on_postgres() {
-                let options = $crate::containers::PostgresOptions::default();
-                let Some(postgres) = $crate::containers::Postgres::start(options).await else { return };
+                use $crate::containers::{Postgres, PostgresOptions};
+                let options = PostgresOptions::default();
+                let Some(postgres) = Postgres::start(options).await else { return };
                 Box::pin(check::$name(postgres.url())).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn on_redis() {
-                let options = $crate::containers::RedisOptions::durable();
-                let Some(redis) = $crate::containers::Redis::start(options).await else { return };
+                use $crate::containers::{Redis, RedisOptions};
+                let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
                 Box::pin(check::$name(redis.url())).await;
             }
         }
