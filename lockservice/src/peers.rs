@@ -238,7 +238,10 @@ impl LockTableAllocator for RemoteAllocator {
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
-        let request = convert::incarnation_to_proto(service, nonce);
+        let request = proto::ResignRequest {
+            incarnation: Some(convert::incarnation_to_proto(service, nonce)),
+            held: Vec::new(),
+        };
         self.call(self.patience.change, self.peer().resign(self.request(request)))
             .await
             .map(|done| convert::progress_from_proto(done.at))

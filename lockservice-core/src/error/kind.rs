@@ -117,6 +117,12 @@ kinds! {
     /// The service is shutting down. Stop the protected work and confirm it by closing the session;
     /// then try another node, or later.
     ShuttingDown => "shutting_down", NewSession;
+    /// The server stops, and is expected to start again. Nothing was locked by this call. Try it
+    /// again, within its time: what is held stays held, if it is claimed (P6).
+    Restarting => "restarting", RetryCall;
+    /// What a transaction held before a restart of its server could not be claimed (P6): the
+    /// message says why. Nothing of it was claimed: stop the work under its locks, and end it.
+    ClaimRefused => "claim_refused", RetryTransaction;
     /// The service or the store cannot be reached now. What was promised stays promised; try the
     /// call again.
     Unavailable => "unavailable", RetryCall;

@@ -349,6 +349,7 @@ async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Option<Connect
             name: shared.node.client.parts.name.clone(),
             session: shared.info.session.get(),
             service: shared.info.service.get(),
+            claims: false,
         };
         let connecting = connect(&shared.node, &shared.outbox, hello);
         let error = match tokio::time::timeout(left.min(TICK_MAX), connecting).await {

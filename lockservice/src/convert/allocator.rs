@@ -110,6 +110,7 @@ pub fn started_to_proto(started: &Incarnation) -> proto::RegisterResponse {
         lease_ttl_ms: millis_down(started.lease_ttl),
         constant_leadership_ttl_ms: started.constants.leadership_ttl_ms,
         constant_lease_ttl_ms: started.constants.lease_ttl_ms,
+        left: Vec::new(),
     }
 }
 

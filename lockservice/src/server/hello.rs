@@ -72,6 +72,7 @@ pub(super) fn open(
         ops_max: u32::try_from(settings.ops_under_way_max).unwrap_or(u32::MAX),
         volatile: settings.volatile,
         txn_ops_max: u32::try_from(service.settings().ops_per_txn_max).unwrap_or(u32::MAX),
+        reclaim: false,
     };
     Ok((session, welcome))
 }

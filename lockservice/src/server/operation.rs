@@ -126,8 +126,12 @@ impl OpReader {
                 txn_op(cancel.txn)?,
                 Operation::Cancel { sequence: Sequence::new(cancel.cancelled) },
             )),
-            // The stream takes the last two itself.
-            Op::Hello(_) | Op::Heartbeat(_) | Op::Goodbye(_) => {
+            // The stream takes the others itself.
+            Op::Hello(_)
+            | Op::Heartbeat(_)
+            | Op::Goodbye(_)
+            | Op::Claim(_)
+            | Op::ClaimsDone(_) => {
                 Err(invalid("a stream carries one session: hello comes first, and once"))
             }
         }

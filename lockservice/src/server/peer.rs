@@ -65,13 +65,20 @@ impl proto::peer_server::Peer for PeerApi {
 
     async fn resign(
         &self,
-        request: Request<proto::IncarnationRef>,
+        request: Request<proto::ResignRequest>,
     ) -> Result<Response<proto::Acknowledged>, Status> {
-        let call = async |request| {
-            let (service, nonce) = convert::incarnation_from_proto(Some(request))?;
+        let call = async |request: proto::ResignRequest| {
+            let (service, nonce) = convert::incarnation_from_proto(request.incarnation)?;
             Ok(convert::acknowledged_to_proto(self.allocator.resign(service, nonce).await?))
         };
         self.gate.pass(request, call).await
+    }
+
+    async fn claim(
+        &self,
+        _: Request<proto::ClaimTableRequest>,
+    ) -> Result<Response<proto::ClaimTableResponse>, Status> {
+        Err(Status::unimplemented("claims"))
     }
 
     async fn bind(

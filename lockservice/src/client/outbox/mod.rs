@@ -189,7 +189,9 @@ impl Outbox {
             | Op::Lock(_)
             | Op::Cancel(_)
             | Op::End(_)
-            | Op::Goodbye(_) => None,
+            | Op::Goodbye(_)
+            | Op::Claim(_)
+            | Op::ClaimsDone(_) => None,
         };
         if let Some(of_op) = of_op {
             *of_op = Some(txn);

@@ -44,6 +44,8 @@ impl Encoded {
             Op::Downgrade(op) => (9, op.encode_to_vec()),
             Op::Savepoint(op) => (10, op.encode_to_vec()),
             Op::RollBackTo(op) => (11, op.encode_to_vec()),
+            Op::Claim(op) => (12, op.encode_to_vec()),
+            Op::ClaimsDone(op) => (13, op.encode_to_vec()),
         };
         Self { number, message }
     }
