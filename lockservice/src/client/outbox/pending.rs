@@ -232,6 +232,8 @@ mod tests {
             Op::Downgrade(proto::DowngradeOp { txn: txn.clone(), ..Default::default() }),
             Op::Savepoint(proto::SavepointOp { txn: txn.clone() }),
             Op::RollBackTo(proto::RollBackToOp { txn, savepoint: 4 }),
+            Op::Claim(proto::ClaimOp { txn: 7, ..Default::default() }),
+            Op::ClaimsDone(proto::ClaimsDone { last_txn: 7 }),
         ];
         for op in ops {
             let what = What::Heartbeat { flushed: None };

@@ -100,7 +100,9 @@ async fn a_client_cannot_act_as_the_node_of_an_exclusive_store() {
         })
         .await
         .expect_err("keepalive"),
-        wire.resign(me).await.expect_err("resign"),
+        wire.resign(proto::ResignRequest { incarnation: Some(me), held: Vec::new() })
+            .await
+            .expect_err("resign"),
         wire.bind(proto::BindRequest { service: me.service, group, table })
             .await
             .expect_err("bind"),
