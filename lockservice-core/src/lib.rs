@@ -77,8 +77,8 @@ pub use crate::bind::{Bind, BindSlot, TokenBlock};
 pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, Result};
 pub use crate::id::{
     BindVersion, CommitAttempt, CommitTimestamp, EPOCH_END, EPOCH_SHIFT, Epoch, EpochNumber,
-    FencingToken, GroupName, NAME_BYTES_MAX, NodeName, Nonce, RenewalNumber, Sequence, ServiceId,
-    SessionHandle, SessionId, SessionNumber, TableId, TableName, TableRef, TxnCounter, TxnId,
-    TxnNumber, WriteNumber,
+    FencingToken, GroupName, HolderMark, NAME_BYTES_MAX, NodeName, Nonce, RenewalNumber, Sequence,
+    ServiceId, SessionHandle, SessionId, SessionNumber, TableId, TableName, TableRef, TxnCounter,
+    TxnId, TxnNumber, WriteNumber,
 };
 pub use crate::key::{KEY_BYTES_MAX, Key, KeyRange, LockItem, LockMode};

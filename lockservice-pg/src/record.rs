@@ -193,6 +193,7 @@ mod tests {
                 partitions: 1,
                 tokens_reserved_to: FencingToken::new(1),
                 binds: Vec::new(),
+                claimable_from: Default::default(),
             }),
             Op::RemoveTable(table),
         ];

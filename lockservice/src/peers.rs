@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClaimedTable, ClusterNodes,
     CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns,
-    Progress, Registration, Released, Report, ReservedTokens, TxnRange,
+    Progress, Registration, Released, Report, ReservedTokens, TableClaim, TxnRange,
 };
-use lockservice_core::store::ClusterId;
+use lockservice_core::store::{ClusterId, TableHolders};
 use lockservice_core::{
     BindVersion, CommitAttempt, Error, ErrorKind, Nonce, Result, ServiceId, TableId, TableRef,
     TxnId,
@@ -213,7 +213,7 @@ impl LockTableAllocator for RemoteAllocator {
                 self.peer().register(self.request(convert::registration_to_proto(request))),
             )
             .await?;
-        Ok(convert::started_from_proto(response))
+        convert::started_from_proto(response)
     }
 
     async fn keepalive(
@@ -238,13 +238,34 @@ impl LockTableAllocator for RemoteAllocator {
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
+        self.resign_held(service, nonce, &[]).await
+    }
+
+    async fn resign_held(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        held: &[TableHolders],
+    ) -> Result<Progress> {
         let request = proto::ResignRequest {
             incarnation: Some(convert::incarnation_to_proto(service, nonce)),
-            held: Vec::new(),
+            held: held.iter().map(convert::holders_to_proto).collect(),
         };
         self.call(self.patience.change, self.peer().resign(self.request(request)))
             .await
             .map(|done| convert::progress_from_proto(done.at))
+    }
+
+    async fn claim_table(&self, service: ServiceId, claim: &TableClaim) -> Result<ClaimedTable> {
+        let request = proto::ClaimTableRequest {
+            service: service.get(),
+            group: claim.table.group.to_string(),
+            table: claim.table.name.to_string(),
+            version: claim.version.get(),
+        };
+        self.call(self.patience.call, self.peer().claim(self.request(request)))
+            .await
+            .and_then(convert::claimed_from_proto)
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {

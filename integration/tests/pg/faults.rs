@@ -195,6 +195,7 @@ fn large_service(number: u64) -> lockservice_core::store::ServiceRecord {
         // Short of what would be compressed or moved out of its row.
         address: "x".repeat(1_500),
         state: lockservice_core::store::ServiceState::Live,
+        succession: Default::default(),
     }
 }
 

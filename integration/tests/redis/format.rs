@@ -38,6 +38,7 @@ async fn make(store: &RedisStore) {
             nonce: Nonce::new(u64::MAX - 2),
             address: "127.0.0.1:2".to_owned(),
             state: ServiceState::Live,
+            succession: Default::default(),
         }),
         Op::PutTombstone(TxnId { origin: ORIGIN, counter: TxnCounter::new(9) }),
     ];

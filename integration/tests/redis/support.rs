@@ -121,6 +121,7 @@ pub(crate) fn table(number: u64) -> TableRecord {
         partitions: 1,
         tokens_reserved_to: FencingToken::new(number << 32),
         binds: vec![BindRecord { owner: ServiceId::new(1), version: BindVersion::new(number) }],
+        claimable_from: Default::default(),
     }
 }
 

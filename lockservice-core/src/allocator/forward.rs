@@ -6,12 +6,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::allocator::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
-    Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns, Progress,
-    Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClaimedTable, ClusterNodes,
+    CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns,
+    Progress, Registration, Released, Report, ReservedTokens, TableClaim, TxnRange,
 };
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::TableHolders;
 
 /// Implements [`LockTableAllocator`] for `$type`: each call of `$this` goes to `$inner`.
 ///
@@ -25,6 +26,8 @@ macro_rules! forward_calls {
             keepalive(service: ServiceId, nonce: Nonce, observed: Progress) -> LeaseAck;
             report(report: &Report) -> Progress;
             resign(service: ServiceId, nonce: Nonce) -> Progress;
+            resign_held(service: ServiceId, nonce: Nonce, held: &[TableHolders]) -> Progress;
+            claim_table(service: ServiceId, claim: &TableClaim) -> ClaimedTable;
             bind(service: ServiceId, table: &TableRef) -> BoundTable;
             reserve_tokens(
                 service: ServiceId, table: TableId, version: BindVersion) -> ReservedTokens;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::bind::{Bind, BindSlot, TokenBlock};
 use crate::error::Error;
 use crate::id::{
-    BindVersion, CommitAttempt, Epoch, EpochNumber, NodeName, Nonce, ServiceId, TableId, TxnId,
-    WriteNumber,
+    BindVersion, CommitAttempt, Epoch, EpochNumber, FencingToken, HolderMark, NodeName, Nonce,
+    ServiceId, TableId, TableRef, TxnId, WriteNumber,
 };
 use crate::store::{ClusterConstants, ServiceState};
 
@@ -59,7 +59,7 @@ pub struct Registration {
 }
 
 /// A new incarnation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Incarnation {
     /// Its id.
     pub service: ServiceId,
@@ -69,6 +69,33 @@ pub struct Incarnation {
     pub lease_ttl: Duration,
     /// The cluster's constants.
     pub constants: ClusterConstants,
+    /// The tables that the node's last process left held when it resigned for a restart (P6).
+    pub left: Vec<TableClaim>,
+}
+
+/// A bind from which holders claim (P6).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TableClaim {
+    /// The table.
+    pub table: TableRef,
+    /// The version of the bind under which something was held.
+    pub version: BindVersion,
+}
+
+/// A table that was bound for claims (P6): until the wait is over, or all holders have claimed,
+/// nothing else may be granted in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClaimedTable {
+    /// The bind; with a block of tokens if this call granted it.
+    pub bound: BoundTable,
+    /// Claims of this version and of later ones are of locks that no other was granted since.
+    pub claimable_from: BindVersion,
+    /// Every token that was granted under these versions is below this.
+    pub tokens_below: FencingToken,
+    /// The wait, from the response on, raw: its receiver counts [`hi`](crate::clock::hi) of it.
+    pub wait: Duration,
+    /// All sessions that hold something in the table, if that is known.
+    pub holders: Option<Vec<HolderMark>>,
 }
 
 /// A renewed lease.
@@ -237,6 +264,12 @@ macro_rules! responses {
             }
         })*
     };
+}
+
+impl Response for ClaimedTable {
+    fn at(&self) -> Progress {
+        self.bound.at
+    }
 }
 
 responses!(

@@ -39,15 +39,17 @@ use async_trait::async_trait;
 use crate::error::Error;
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::TableHolders;
 
 pub use crate::bind::{Bind, BindSlot, TokenBlock};
 
 pub use self::cluster::{AllocatorPeers, ElectedAllocator, Role};
 pub use self::leader::{AllocatorStopped, LocalAllocator};
 pub use self::messages::{
-    AllocatorStatus, BeginCommit, BindState, BindStatus, BoundTable, CannotCommit, ClusterNodes,
-    CommitAdmission, CommitWindow, ForgetOutcome, Forgetting, Incarnation, Latest, LeaseAck,
-    PresentedBind, Progress, Registration, Released, ReservedTokens, ServiceStatus,
+    AllocatorStatus, BeginCommit, BindState, BindStatus, BoundTable, CannotCommit, ClaimedTable,
+    ClusterNodes, CommitAdmission, CommitWindow, ForgetOutcome, Forgetting, Incarnation, Latest,
+    LeaseAck, PresentedBind, Progress, Registration, Released, ReservedTokens, ServiceStatus,
+    TableClaim,
 };
 pub use self::report::Report;
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
@@ -123,6 +125,30 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `LeaseLost` if it had already lapsed: its tables are reassigned after its lease.
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress>;
+
+    /// Like [`resign`](Self::resign), for a restart, while sessions still hold something (P6):
+    /// `held` names each table in which that is so, with all of these sessions. Those tables wait
+    /// as after a crash, unless the node's next process takes the claims of all these sessions. No
+    /// commit of the incarnation is admitted any more, and none is in flight when this returns.
+    ///
+    /// # Errors
+    /// `LeaseLost` if it had already lapsed.
+    async fn resign_held(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        held: &[TableHolders],
+    ) -> Result<Progress>;
+
+    /// Binds a table that waits to be reassigned to `service`, the next process of its last owner,
+    /// so that it takes the claims of holders (P6). A repetition returns the same.
+    ///
+    /// # Errors
+    /// - `ClaimRefused` if the table does not wait, not for this node, or if nothing can be held in
+    ///   it under this version: what was held is lost.
+    /// - `LeaseLost` if `service` is not live: start a new incarnation.
+    /// - `StoreUnusable` if the store cannot be written until an operator has helped.
+    async fn claim_table(&self, service: ServiceId, claim: &TableClaim) -> Result<ClaimedTable>;
 
     /// Returns the owner of `table`, binding it to `service` if it has none.
     ///

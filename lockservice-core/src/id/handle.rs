@@ -3,13 +3,29 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
-use super::ServiceId;
+use super::{ServiceId, SessionId};
 use crate::error::{Error, ErrorKind};
 
 number! {
     /// The number of a session at its incarnation, from 1, in the order in which they were opened.
     SessionNumber
+}
+
+number! {
+    /// A digest of a session's id: names the session to a party that is not to use it.
+    HolderMark
+}
+
+impl HolderMark {
+    /// That of a session.
+    pub fn of(session: SessionId) -> Self {
+        let digest = Sha256::digest(session.get().to_be_bytes());
+        // The first eight of 32 bytes.
+        let first = digest.iter().take(8).fold(0, |mark, byte| mark << 8 | u64::from(*byte));
+        Self(first)
+    }
 }
 
 /// A session, as operators name it: the incarnation that opened it, and its number there.

@@ -71,7 +71,7 @@ mod tests;
 mod txn;
 
 pub use self::epoch::{EPOCH_END, EPOCH_SHIFT, Epoch, EpochNumber};
-pub use self::handle::{SessionHandle, SessionNumber};
+pub use self::handle::{HolderMark, SessionHandle, SessionNumber};
 pub use self::name::{GroupName, NAME_BYTES_MAX, NodeName, TableName, TableRef};
 pub use self::txn::{CommitAttempt, CommitTimestamp, Sequence, TxnCounter, TxnId, TxnNumber};
 

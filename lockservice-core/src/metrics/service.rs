@@ -21,12 +21,20 @@ pub enum SessionEnd {
     ShuttingDown,
     /// An operator ended it.
     Killed,
+    /// The node was stopped for a restart: its client claims what it holds at the next process.
+    Restarting,
 }
 
 impl SessionEnd {
     /// Every way there is.
-    pub const ALL: [Self; 5] =
-        [Self::Closed, Self::Lapsed, Self::LeaseLost, Self::ShuttingDown, Self::Killed];
+    pub const ALL: [Self; 6] = [
+        Self::Closed,
+        Self::Lapsed,
+        Self::LeaseLost,
+        Self::ShuttingDown,
+        Self::Killed,
+        Self::Restarting,
+    ];
 
     /// A stable name.
     pub const fn name(self) -> &'static str {
@@ -36,12 +44,17 @@ impl SessionEnd {
             Self::LeaseLost => "lease_lost",
             Self::ShuttingDown => "shutting_down",
             Self::Killed => "killed",
+            Self::Restarting => "restarting",
         }
     }
 
     /// The end of the sessions of an incarnation that was sealed for this reason.
     pub(crate) fn with(sealed: ErrorKind) -> Self {
-        if sealed == ErrorKind::LeaseLost { Self::LeaseLost } else { Self::ShuttingDown }
+        match sealed {
+            ErrorKind::LeaseLost => Self::LeaseLost,
+            ErrorKind::Restarting => Self::Restarting,
+            _ => Self::ShuttingDown,
+        }
     }
 }
 
@@ -55,11 +68,14 @@ pub enum TxnKillCause {
     LongestHold,
     /// It held locks, and made no call, for longer than a limit of their table allows.
     LongestIdleHold,
+    /// After a restart another transaction claimed what it had claimed, under a larger token.
+    Claim,
 }
 
 impl TxnKillCause {
     /// Every cause there is.
-    pub const ALL: [Self; 3] = [Self::Operator, Self::LongestHold, Self::LongestIdleHold];
+    pub const ALL: [Self; 4] =
+        [Self::Operator, Self::LongestHold, Self::LongestIdleHold, Self::Claim];
 
     /// A stable name.
     pub const fn name(self) -> &'static str {
@@ -67,6 +83,7 @@ impl TxnKillCause {
             Self::Operator => "operator",
             Self::LongestHold => "longest_hold",
             Self::LongestIdleHold => "longest_idle_hold",
+            Self::Claim => "claim",
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::service::hot::HotKeys;
 use crate::service::lease::{Lease, Serving};
 use crate::service::messages::ServiceParts;
 use crate::service::phase::{Departures, Phase};
+use crate::service::reclaim::Claims;
 use crate::service::session::SessionRecord;
 use crate::service::session::quota::Quota;
 use crate::service::session::registry::{Count, Registry, SessionNumbers};
@@ -35,6 +36,8 @@ pub(crate) struct ServiceInner {
     pub(super) nonce: Nonce,
     pub(crate) engine: LockEngine,
     pub(crate) tables: Tables,
+    /// The tables that take claims.
+    pub(super) claims: Claims,
     /// The number of transactions that have not ended.
     pub(crate) txns: Count,
     /// Those that operators know by a [name](TxnRecord::has_name). The others are in no map: each

@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | serving | yes | yes | [`shutdown`](LockService::shutdown), or the lease lapses |
 //! | stopping | `ShuttingDown` | yes | every session has closed, or the grace is over |
+//! | restarting | `Restarting` | `Restarting` | the allocator has responded, or it took too long |
 //! | resigning | `ShuttingDown` | no session is left | the allocator has responded |
 //! | sealed | the reason | the reason | never: start a new incarnation |
 //!
@@ -23,6 +24,7 @@
 //! | `kill.rs` | what kills of sessions and of transactions share |
 //! | `session/` | sessions of clients, and operations that take effect once |
 //! | `limits/` | limits of tables: on waits, and on how long locks are held |
+//! | `reclaim/` | what was held before a restart, and who claims it |
 //! | `list.rs` | locks and waits, with whose they are, for operators |
 //! | `metrics.rs` | what is counted, and the present state |
 //! | `owners.rs` | sessions and transactions, for operators |
@@ -69,6 +71,7 @@ mod messages;
 mod metrics;
 mod owners;
 mod phase;
+mod reclaim;
 mod session;
 mod settings;
 mod stats;
@@ -96,6 +99,7 @@ use crate::table::LockEngine;
 use crate::service::hot::HotKeys;
 use crate::service::lease::{Lease, Serving};
 use crate::service::phase::{Departures, Phase, shutting_down};
+use crate::service::reclaim::Claims;
 use crate::service::session::registry::{Count, Registry, SessionNumbers};
 use crate::service::tables::Tables;
 use crate::service::tables::line::StandingFilter;
@@ -111,6 +115,7 @@ pub use self::messages::{
     Stopped, TxnOp, TxnOptions, TxnParty, WaitStatus,
 };
 pub use self::owners::{SessionList, SessionStatus, TxnList, TxnStatus};
+pub use self::reclaim::{ClaimedLocks, TxnClaim};
 pub use self::session::pending::Pending;
 pub use self::session::quota::{CallMemory, OpenCall, Quota, QuotaOwner, QuotaSettings};
 pub use self::session::{
@@ -197,6 +202,7 @@ impl LockService {
             nonce,
             engine: LockEngine::with_clock(parts.settings.engine, Arc::clone(parts.env.clock())),
             tables: Tables::default(),
+            claims: Claims::default(),
             txns: Count::new("transactions", parts.settings.txns_max),
             named_txns: GuardedMap::new(),
             quota: Quota::new(QuotaOwner::Node, parts.settings.quota(), None),
@@ -227,6 +233,9 @@ impl LockService {
         inner.spawn(txn::live::report(Arc::clone(&inner)));
         inner.spawn(tables::forget::forget_idle(Arc::clone(&inner)));
         inner.spawn(limits::keep_limits(Arc::clone(&inner)));
+        if !incarnation.left.is_empty() {
+            inner.spawn(Arc::clone(&inner).claim_left(incarnation.left));
+        }
         Ok(Self { _last: Arc::new(SealOnDrop(Arc::clone(&inner))), inner })
     }
 

@@ -17,6 +17,8 @@ pub(crate) enum Phase {
     Stopping {
         grace: Duration,
     },
+    /// It stops for a restart (P6): sessions are not told, and the lease is renewed no more.
+    Restarting,
     /// Everybody has gone and the lease is being given up: it is renewed no more, and that the
     /// allocator says so is no loss.
     Resigning,
@@ -26,7 +28,7 @@ pub(crate) enum Phase {
 impl Phase {
     /// True if the lease is not to be renewed any more.
     pub(super) fn gave_lease_up(&self) -> bool {
-        matches!(self, Self::Resigning | Self::Sealed(_))
+        matches!(self, Self::Restarting | Self::Resigning | Self::Sealed(_))
     }
 }
 
@@ -34,6 +36,14 @@ pub(super) fn shutting_down() -> Error {
     Error::new(
         ErrorKind::ShuttingDown,
         "the server is shutting down: stop the protected work and try again later, or elsewhere",
+    )
+}
+
+pub(super) fn restarting() -> Error {
+    Error::new(
+        ErrorKind::Restarting,
+        "the server is being restarted: what is held stays held; try again within the time of the \
+            call",
     )
 }
 
@@ -60,6 +70,7 @@ impl ServiceInner {
         match &*self.phase.borrow() {
             Phase::Serving => {}
             Phase::Stopping { .. } | Phase::Resigning => return Err(shutting_down()),
+            Phase::Restarting => return Err(restarting()),
             Phase::Sealed(why) => return Err(why.clone()),
         }
         self.lease_remaining().map(drop)
@@ -105,6 +116,7 @@ impl ServiceInner {
                     return false;
                 }
                 Phase::Stopping { .. } | Phase::Resigning => reason = shutting_down(),
+                Phase::Restarting => reason = restarting(),
                 Phase::Serving => {}
             }
             *phase = Phase::Sealed(reason.clone());
@@ -113,10 +125,10 @@ impl ServiceInner {
         if first {
             tracing::info!(service = %self.id, %reason, "service sealed");
             self.close();
-            self.engine.seal(if reason.kind() == ErrorKind::LeaseLost {
-                lease_lost
-            } else {
-                shutting_down
+            self.engine.seal(match reason.kind() {
+                ErrorKind::LeaseLost => lease_lost,
+                ErrorKind::Restarting => restarting,
+                _ => shutting_down,
             });
             self.count_engine();
             self.metrics().leases_lost.add(u64::from(reason.kind() == ErrorKind::LeaseLost));
@@ -151,7 +163,7 @@ impl ServiceInner {
     pub(crate) async fn stopping(&self) -> Duration {
         // The end of a lease is none: the next incarnation serves.
         let is_stopping = |phase: &Phase| match phase {
-            Phase::Serving => false,
+            Phase::Serving | Phase::Restarting => false,
             Phase::Stopping { .. } | Phase::Resigning => true,
             Phase::Sealed(why) => why.kind() == ErrorKind::ShuttingDown,
         };

@@ -55,6 +55,7 @@ mod tests {
                 owner: ServiceId::new(1),
                 version: BindVersion::new(version),
             }],
+            claimable_from: Default::default(),
         };
         let tables = [table(1, 9, 50), table(3, 4, 70), table(12, 2, 60)];
         let highest = Forgotten {

@@ -83,6 +83,6 @@ pub use self::memory::MemoryStore;
 pub use self::place::Place;
 pub use self::record::{
     Batch, BindRecord, ClusterConstants, Op, RECORD_FORMAT, ServiceRecord, ServiceState,
-    StoreState, TableRecord, decode, encode,
+    StoreState, Succession, TableHolders, TableRecord, decode, encode,
 };
 pub use self::turns::Turns;

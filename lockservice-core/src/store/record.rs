@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::Forgotten;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{
-    BindVersion, Epoch, FencingToken, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
-    WriteNumber,
+    BindVersion, Epoch, FencingToken, HolderMark, NodeName, Nonce, ServiceId, TableId, TableRef,
+    TxnId, WriteNumber,
 };
 
 /// Version of the encoding of every record. A record of a higher version is refused, never guessed
@@ -62,6 +62,14 @@ pub struct TableRecord {
     pub tokens_reserved_to: FencingToken,
     /// One bind per partition, in order.
     pub binds: Vec<BindRecord>,
+    /// If the table was bound for claims: the first version whose holders may not have claimed yet
+    /// (P6). Else 0.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub claimable_from: BindVersion,
+}
+
+fn is_none(version: &BindVersion) -> bool {
+    *version == BindVersion::default()
 }
 
 /// The owner of a partition, now or last.
@@ -86,6 +94,42 @@ pub struct ServiceRecord {
     pub address: String,
     /// The state of the incarnation: it may renew its lease or not.
     pub state: ServiceState,
+    /// What it follows, and what it left.
+    #[serde(default, skip_serializing_if = "Succession::is_empty")]
+    pub succession: Succession,
+}
+
+/// The place of an incarnation in the line of its node's processes (P6).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Succession {
+    /// The first incarnation of its node that it surely follows, with all between them: it takes
+    /// the claims of their holders. 0 if that is not known of any.
+    #[serde(default)]
+    pub follows: ServiceId,
+    /// The tables in which its sessions held something when it resigned for a restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<TableHolders>,
+}
+
+impl Succession {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A table in which sessions hold something.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TableHolders {
+    /// The table.
+    pub table: TableId,
+    /// Locks that were granted under binds of this version and of later ones may be held.
+    pub from: BindVersion,
+    /// The sessions.
+    pub holders: Vec<HolderMark>,
+    /// True if others may hold something too: those that have not claimed yet after an earlier
+    /// restart.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub others: bool,
 }
 
 /// The state of an incarnation. It only ever moves down this list. Exhaustive: a leader must handle
@@ -208,6 +252,7 @@ mod tests {
             partitions: 1,
             tokens_reserved_to: FencingToken::new(9),
             binds: vec![BindRecord { owner: ServiceId::new(2), version: BindVersion::new(3) }],
+            claimable_from: Default::default(),
         };
         let mut bytes = encode(&record);
         assert_eq!(decode::<TableRecord>("t", &bytes).expect("own encoding"), record);

@@ -19,6 +19,7 @@ impl StoreState {
             nonce: Nonce::default(),
             address: dump.to_owned(),
             state: ServiceState::Fenced,
+            succession: Default::default(),
         }
     }
 

@@ -15,7 +15,7 @@ use super::uncontended::{TableHandle, TablePlaces, TxnHandle};
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, Result};
-use crate::id::{BindVersion, TableId, TxnId};
+use crate::id::{BindVersion, FencingToken, TableId, TxnId};
 use crate::key::LockItem;
 use crate::sync::{Arc, Mutex, unlock_fair};
 
@@ -287,8 +287,53 @@ impl LockEngine {
     pub fn lock_for(
         &self,
         txn: &TxnHandle,
+        request: LockRequest,
+        ancestors: &[TxnId],
+        now: Time,
+    ) -> LockCall {
+        self.call(txn, request, ancestors, None, now)
+    }
+
+    /// Takes items for a transaction that held them before a restart, under the token that it had
+    /// (P6). The table is one in which nothing but claims was granted so far, and `token` is below
+    /// its blocks.
+    ///
+    /// # Errors
+    /// Those of [`lock`](Self::lock) for a call that may not wait. [`Conflict`] if another claim
+    /// excludes this one; [`token_of`](Self::token_of) says under which token.
+    ///
+    /// [`Conflict`]: crate::ErrorKind::Conflict
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn claim(
+        &self,
+        txn: &TxnHandle,
+        request: LockRequest,
+        token: FencingToken,
+        now: Time,
+    ) -> LockCall {
+        self.call(txn, request, &[], Some(token), now)
+    }
+
+    /// The token under which a transaction holds an item that was claimed; `None` if it does not.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn token_of(
+        &self,
+        txn: TxnId,
+        table: TableId,
+        item: &LockItem,
+    ) -> Option<FencingToken> {
+        self.with(|state| {
+            let entry = state.tables.get_mut(&table)?.entry_mut(item)?;
+            entry.change(txn, |own| own.token())
+        })
+    }
+
+    fn call(
+        &self,
+        txn: &TxnHandle,
         mut request: LockRequest,
         ancestors: &[TxnId],
+        claimed: Option<FencingToken>,
         now: Time,
     ) -> LockCall {
         let id = txn.id();
@@ -296,7 +341,7 @@ impl LockEngine {
             return LockCall::over(self, id, Err(error));
         }
         let seq = self.inflate_own(txn, &request.items);
-        match self.with(|state| state.lock((id, seq), request, ancestors, now)) {
+        match self.with(|state| state.lock((id, seq), request, ancestors, claimed, now)) {
             Started::Done(outcome) => LockCall::over(self, id, outcome),
             // The pending work may have ended it. Then nothing needs to be kept.
             Started::Kept(call) => match self.with(|state| state.take_outcome(call)) {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::allocator::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
-    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, OriginTxns,
-    Progress, Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClaimedTable, ClusterNodes,
+    CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator,
+    OriginTxns, Progress, Registration, Released, Report, ReservedTokens, TableClaim, TxnRange,
 };
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::TableHolders;
 
 /// The changes of a test in the calls of a service to its allocator: it may delay a call, lose it,
 /// lose its response, or change that. By default each call goes to `inner`.
@@ -36,6 +37,16 @@ pub trait AllocatorHooks: fmt::Debug + Send + Sync + 'static {
         nonce: Nonce,
     ) -> Result<Progress> {
         inner.resign(service, nonce).await
+    }
+
+    /// In place of [`LockTableAllocator::claim_table`].
+    async fn claim_table(
+        &self,
+        inner: &dyn LockTableAllocator,
+        service: ServiceId,
+        claim: &TableClaim,
+    ) -> Result<ClaimedTable> {
+        inner.claim_table(service, claim).await
     }
 
     /// In place of [`LockTableAllocator::bind`].
@@ -103,6 +114,19 @@ impl<H: AllocatorHooks> LockTableAllocator for HookedAllocator<H> {
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         self.hooks.resign(&*self.inner, service, nonce).await
+    }
+
+    async fn resign_held(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        held: &[TableHolders],
+    ) -> Result<Progress> {
+        self.inner.resign_held(service, nonce, held).await
+    }
+
+    async fn claim_table(&self, service: ServiceId, claim: &TableClaim) -> Result<ClaimedTable> {
+        self.hooks.claim_table(&*self.inner, service, claim).await
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {

@@ -8,13 +8,14 @@ use parking_lot::Mutex;
 
 use crate::allocator::forward::forward_calls;
 use crate::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes,
-    CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns,
-    Progress, Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClaimedTable,
+    ClusterNodes, CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator,
+    OriginTxns, Progress, Registration, Released, Report, ReservedTokens, TableClaim, TxnRange,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::ClusterId;
+use crate::store::TableHolders;
 
 /// The nodes of one process, by address. A connection looks the node up on every call, as a network
 /// does. Clones are the same network.

@@ -102,6 +102,7 @@ async fn work_over_many_tables_lets_other_tasks_run() {
             partitions: 1,
             tokens_reserved_to: FencingToken::new(0),
             binds: vec![BindRecord { owner: ServiceId::new(1), version: BindVersion::new(1) }],
+            claimable_from: Default::default(),
         })
     });
     store.write(epoch, WriteNumber::FIRST, &tables.collect()).await.expect("it leads");

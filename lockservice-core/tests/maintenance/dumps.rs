@@ -43,6 +43,7 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
                 address,
                 state: [ServiceState::Live, ServiceState::Fenced, ServiceState::Resigned]
                     [usize::from(state)],
+                succession: Default::default(),
             })
             .collect();
         let tables: Vec<_> = tables
@@ -60,6 +61,7 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
                         version: BindVersion::new(number(at)),
                     })
                     .collect(),
+                claimable_from: Default::default(),
             })
             .collect();
         StoreState {

@@ -70,6 +70,7 @@ fn sample(tables: usize) -> StoreState {
             nonce: Nonce::new(u64::MAX),
             address: "127.0.0.1:1".to_owned(),
             state: ServiceState::Live,
+            succession: Default::default(),
         }],
         tables: (0..tables as u64)
             .map(|at| TableRecord {
@@ -78,6 +79,7 @@ fn sample(tables: usize) -> StoreState {
                 partitions: 1,
                 tokens_reserved_to: FencingToken::new(8 << 32),
                 binds: vec![BindRecord { owner, version: BindVersion::new(7 << 32 | at) }],
+                claimable_from: Default::default(),
             })
             .collect(),
         forgotten: Forgotten {

@@ -21,7 +21,7 @@ fn in_table(name: &str, key: &str) -> LockSpec {
     LockSpec::new(TableRef::new("g", name).expect("names"), vec![row(key)])
 }
 
-fn kills(service: &LockService) -> [u64; 3] {
+fn kills(service: &LockService) -> [u64; 4] {
     let counts = service.metrics().counts().txns_killed;
     TxnKillCause::ALL.map(|cause| counts.iter().find(|(it, _)| *it == cause).expect("counted").1)
 }

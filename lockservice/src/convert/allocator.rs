@@ -110,13 +110,16 @@ pub fn started_to_proto(started: &Incarnation) -> proto::RegisterResponse {
         lease_ttl_ms: millis_down(started.lease_ttl),
         constant_leadership_ttl_ms: started.constants.leadership_ttl_ms,
         constant_lease_ttl_ms: started.constants.lease_ttl_ms,
-        left: Vec::new(),
+        left: started.left.iter().map(left_to_proto).collect(),
     }
 }
 
 /// The new incarnation in a message.
-pub fn started_from_proto(started: proto::RegisterResponse) -> Incarnation {
-    Incarnation {
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
+pub fn started_from_proto(started: proto::RegisterResponse) -> Result<Incarnation> {
+    Ok(Incarnation {
         service: ServiceId::new(started.service),
         at: progress_from_proto(started.at),
         lease_ttl: Duration::from_millis(started.lease_ttl_ms),
@@ -124,7 +127,8 @@ pub fn started_from_proto(started: proto::RegisterResponse) -> Incarnation {
             leadership_ttl_ms: started.constant_leadership_ttl_ms,
             lease_ttl_ms: started.constant_lease_ttl_ms,
         },
-    }
+        left: started.left.iter().map(left_from_proto).collect::<Result<_>>()?,
+    })
 }
 
 /// A renewed lease as a message.

@@ -48,6 +48,7 @@ pub fn lock_spec_from_proto(
         timeout: op.timeout_ms.map(Duration::from_millis),
         snapshot_age: op.snapshot_age_ms.map(Duration::from_millis),
         ancestors: ancestors_from_proto(&op.ancestors)?,
+        waited: Duration::from_millis(op.waited_ms),
         trace: trace_from_proto(op),
     })
 }

@@ -10,12 +10,14 @@
 //! | `item`, `lock`, `waiting` | rows and ranges; lock calls and grants; notices of a session |
 //! | `known_tables` | names of tables that were checked already |
 //! | `allocator`, `commit`, `forgetting` | calls between nodes and the allocator |
+//! | `claim` | claims of what was held before a restart |
 //! | `cluster_status`, `status`, `owners` | lists for operators; kills |
 //! | `cluster_mark` | the cluster of a node, as metadata |
 //! | `hot`, `stats` | the keys that calls wait for most; the numbers of a node |
 //! | `error`, `grpc_status` | errors as messages, and as gRPC statuses |
 
 mod allocator;
+mod claim;
 #[cfg(feature = "server")]
 mod cluster_mark;
 mod cluster_status;
@@ -40,6 +42,10 @@ pub use self::allocator::{
     progress_from_proto, progress_to_proto, registration_from_proto, registration_to_proto,
     report_from_proto, report_to_proto, reserved_from_proto, reserved_to_proto, started_from_proto,
     started_to_proto, tokens_from_proto, tokens_to_proto,
+};
+pub use self::claim::{
+    claim_from_proto, claimed_from_proto, claimed_to_proto, holders_from_proto, holders_to_proto,
+    left_from_proto, left_to_proto,
 };
 #[cfg(feature = "server")]
 pub(crate) use self::cluster_mark::{CLUSTER, cluster_from_metadata, cluster_to_metadata};

@@ -7,7 +7,7 @@
 
 use futures::FutureExt as _;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use lockservice_core::service::{Attachment, Operation, Session, TxnOp};
+use lockservice_core::service::{Attachment, OpResponse, Operation, Promise, Session, TxnOp};
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
@@ -177,7 +177,11 @@ impl Stream {
                     return;
                 }
                 why = &mut lost => {
-                    self.notice(proto::notice::Notice::SessionLost(convert::error_to_proto(&why)));
+                    self.notice(if why.kind() == ErrorKind::Restarting {
+                        proto::notice::Notice::Restarting(proto::Restarting {})
+                    } else {
+                        proto::notice::Notice::SessionLost(convert::error_to_proto(&why))
+                    });
                     self.flush().await;
                     return;
                 }
@@ -281,6 +285,15 @@ impl Stream {
                     self.large(id, quiet, op);
                 }
                 Ok((id, _, Requested::Heartbeat(heartbeat))) => self.heartbeat(id, heartbeat),
+                Ok((id, _, Requested::Claim(claim))) => {
+                    let claimed = self.session.claim(claim).await;
+                    let done = claimed.map(|()| OpResponse::Done { released: 0 });
+                    self.responses.push_result(id, done);
+                }
+                Ok((id, _, Requested::ClaimsDone(last))) => {
+                    let promise = self.session.claims_done(last);
+                    self.promise(id, promise);
+                }
                 Ok((id, _, Requested::Refused(e))) => self.responses.push_error(id, &e),
                 // Nothing after it can be understood.
                 Err(e) => {
@@ -309,7 +322,12 @@ impl Stream {
         for lost in heartbeat.lost {
             self.session.acknowledge_loss(TxnNumber::new(lost));
         }
-        match self.session.renew() {
+        let promise = self.session.renew();
+        self.promise(id, promise);
+    }
+
+    fn promise(&mut self, id: u64, promise: Result<Promise>) {
+        match promise {
             Ok(promise) => {
                 let valid_for_ms = convert::millis_down(promise.valid_for);
                 self.responses.push(id, Wire::Promise(proto::Promise { valid_for_ms }));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice_core::Result;
 use lockservice_core::service::{OpenedBy, Quota, Session};
+use lockservice_core::{Result, ServiceId, SessionId};
 use tonic::Extensions;
 
 use super::caller::{Caller, Client};
@@ -53,12 +53,18 @@ pub(super) fn open(
     hello: proto::Hello,
 ) -> Result<(Session, proto::Welcome)> {
     let service = host.current();
-    let resumed = hello.session != 0;
-    let session = if resumed {
-        host.session(hello.session, hello.service, &opener.opened_by.identity)?
+    let ttl = (hello.ttl_ms > 0).then(|| Duration::from_millis(hello.ttl_ms));
+    // P6: its client claims what it held at an incarnation before this one.
+    let reclaim = hello.claims && hello.session != 0 && hello.service != service.id().get();
+    let resumed = hello.session != 0 && !reclaim;
+    let Opener { quota, opened_by } = opener;
+    let session = if reclaim {
+        let earlier = (SessionId::new(hello.session), ServiceId::new(hello.service));
+        service.reclaim_session(earlier, quota, ttl, &hello.name, opened_by)?
+    } else if resumed {
+        host.session(hello.session, hello.service, &opened_by.identity)?
     } else {
-        let ttl = (hello.ttl_ms > 0).then(|| Duration::from_millis(hello.ttl_ms));
-        service.open_session_within(opener.quota, ttl, &hello.name, opener.opened_by)?
+        service.open_session_within(quota, ttl, &hello.name, opened_by)?
     };
     let promise = session.renew()?;
     let welcome = proto::Welcome {
@@ -72,7 +78,7 @@ pub(super) fn open(
         ops_max: u32::try_from(settings.ops_under_way_max).unwrap_or(u32::MAX),
         volatile: settings.volatile,
         txn_ops_max: u32::try_from(service.settings().ops_per_txn_max).unwrap_or(u32::MAX),
-        reclaim: false,
+        reclaim,
     };
     Ok((session, welcome))
 }

@@ -1,5 +1,6 @@
 //! `lockservice.v1.Locks`.
 
+use lockservice_core::SessionId;
 use lockservice_core::service::{OpResponse, Session, TxnOp, TxnOptions};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
@@ -112,7 +113,15 @@ impl proto::locks_server::Locks for LocksApi {
         request: Request<proto::SessionRef>,
     ) -> Result<Response<proto::Done>, Status> {
         let caller = Principal::of(request.extensions());
-        self.session(Some(request.into_inner()), &caller)?.close().await;
+        let reference = request.into_inner();
+        match self.session(Some(reference), &caller) {
+            Ok(session) => session.close().await,
+            Err(status) => {
+                // It may be one of an earlier incarnation: its tables wait for it no more (P6).
+                self.host()?.current().gave_up(SessionId::new(reference.session));
+                return Err(status);
+            }
+        }
         Ok(Response::new(proto::Done::default()))
     }
 

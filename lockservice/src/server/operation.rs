@@ -1,6 +1,6 @@
 //! The messages of a session stream as operations, and results as messages.
 
-use lockservice_core::service::{OpResponse, Operation, TxnOp, TxnOptions};
+use lockservice_core::service::{OpResponse, Operation, TxnClaim, TxnOp, TxnOptions};
 use lockservice_core::table::Savepoint;
 use lockservice_core::{Error, ErrorKind, LockMode, Result, Sequence, TxnNumber};
 
@@ -36,6 +36,10 @@ pub(super) enum Requested {
     /// One whose message is large in memory.
     Large(Op),
     Heartbeat(proto::Heartbeat),
+    /// A claim of what a transaction held before a restart (P6).
+    Claim(TxnClaim),
+    /// Everything was claimed. It names the highest number of a transaction.
+    ClaimsDone(TxnNumber),
     Goodbye,
     /// It cannot be understood.
     Refused(Error),
@@ -87,6 +91,16 @@ impl OpReader {
                 Some(Op::Goodbye(_)) => {
                     return Ok(ReadOp { requested: Requested::Goodbye, quiet });
                 }
+                Some(Op::Claim(claim)) => {
+                    let requested = self
+                        .claim(&claim)
+                        .map_or_else(Requested::Refused, Requested::Claim);
+                    return Ok(ReadOp { requested, quiet });
+                }
+                Some(Op::ClaimsDone(done)) => {
+                    let requested = Requested::ClaimsDone(TxnNumber::new(done.last_txn));
+                    return Ok(ReadOp { requested, quiet });
+                }
                 Some(op) => {
                     quiet = is_quiet(&op);
                     if bytes_of(&op) > OP_BYTES_SMALL {
@@ -99,6 +113,14 @@ impl OpReader {
         let requested = requested
             .map_or_else(Requested::Refused, |(txn, operation)| Requested::Txn(txn, operation));
         Ok(ReadOp { requested, quiet })
+    }
+
+    fn claim(&self, claim: &proto::ClaimOp) -> Result<TxnClaim> {
+        let claim = convert::claim_from_proto(claim, self.items_max)?;
+        for locks in &claim.locks {
+            self.caller.may_use(&locks.table)?;
+        }
+        Ok(claim)
     }
 
     /// The operation of a transaction that `op` requests. A lock is refused with the error

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lockservice_core::allocator::{LockTableAllocator, TxnRange};
+use lockservice_core::allocator::{LockTableAllocator, TableClaim, TxnRange};
 use lockservice_core::{BindVersion, ServiceId, TableId, TxnNumber};
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
@@ -69,16 +69,32 @@ impl proto::peer_server::Peer for PeerApi {
     ) -> Result<Response<proto::Acknowledged>, Status> {
         let call = async |request: proto::ResignRequest| {
             let (service, nonce) = convert::incarnation_from_proto(request.incarnation)?;
-            Ok(convert::acknowledged_to_proto(self.allocator.resign(service, nonce).await?))
+            let held: Vec<_> = request.held.into_iter().map(convert::holders_from_proto).collect();
+            // One that leaves nothing held resigns whole.
+            let resigned = if held.is_empty() {
+                self.allocator.resign(service, nonce).await
+            } else {
+                self.allocator.resign_held(service, nonce, &held).await
+            };
+            Ok(convert::acknowledged_to_proto(resigned?))
         };
         self.gate.pass(request, call).await
     }
 
     async fn claim(
         &self,
-        _: Request<proto::ClaimTableRequest>,
+        request: Request<proto::ClaimTableRequest>,
     ) -> Result<Response<proto::ClaimTableResponse>, Status> {
-        Err(Status::unimplemented("claims"))
+        let call = async |request: proto::ClaimTableRequest| {
+            let claim = TableClaim {
+                table: convert::table_from_proto(&request.group, &request.table)?,
+                version: BindVersion::new(request.version),
+            };
+            let service = ServiceId::new(request.service);
+            let claimed = self.allocator.claim_table(service, &claim).await?;
+            Ok(convert::claimed_to_proto(&claimed))
+        };
+        self.gate.pass(request, call).await
     }
 
     async fn bind(

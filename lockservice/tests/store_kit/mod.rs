@@ -243,6 +243,7 @@ pub(crate) fn table(number: u64) -> TableRecord {
             owner: ServiceId::new(number),
             version: BindVersion::new(number),
         }],
+        claimable_from: Default::default(),
     }
 }
 

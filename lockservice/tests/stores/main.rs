@@ -95,6 +95,7 @@ async fn write_fixture(store: &dyn BindStore) {
         nonce: who.nonce,
         address: who.address.nodes,
         state: ServiceState::Live,
+        succession: Default::default(),
     };
     let batch = vec![
         Op::PutService(service),

@@ -27,9 +27,9 @@ use crate::allocator::LockTableAllocator;
 use crate::allocator::cluster::{ElectedAllocator, ElectedShared, Role, TRY_AGAIN};
 use crate::allocator::leader::LocalAllocator;
 use crate::allocator::messages::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
-    Forgetting, Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens,
-    Response,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClaimedTable, ClusterNodes,
+    CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, Progress, Registration, Released,
+    ReservedTokens, Response, TableClaim,
 };
 use crate::allocator::report::Report;
 use crate::allocator::state::commits::{OriginTxns, TxnRange};
@@ -37,6 +37,7 @@ use crate::allocator::state::stopping;
 use crate::clock::{Time, hi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Epoch, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::TableHolders;
 
 /// Largest number of hints that a call follows before it waits for the campaign to find the leader
 /// (T5).
@@ -268,6 +269,19 @@ impl LockTableAllocator for ElectedAllocator {
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         routed!(self, leader => leader.resign(service, nonce))
+    }
+
+    async fn resign_held(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        held: &[TableHolders],
+    ) -> Result<Progress> {
+        routed!(self, leader => leader.resign_held(service, nonce, held))
+    }
+
+    async fn claim_table(&self, service: ServiceId, claim: &TableClaim) -> Result<ClaimedTable> {
+        routed!(self, leader => leader.claim_table(service, claim))
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {

@@ -11,13 +11,15 @@ use crate::allocator::LockTableAllocator;
 use crate::allocator::cluster::{ElectedShared, Role};
 use crate::allocator::leader::LocalAllocator;
 use crate::allocator::messages::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
-    Forgetting, Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClaimedTable, ClusterNodes,
+    CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, Progress, Registration, Released,
+    ReservedTokens, TableClaim,
 };
 use crate::allocator::report::Report;
 use crate::allocator::state::commits::TxnRange;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::TableHolders;
 
 impl ElectedShared {
     /// The error that says who leads, to a node or to a client.
@@ -125,6 +127,19 @@ impl LockTableAllocator for LeaderView {
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         self.call_as_node(async |local| local.resign(service, nonce).await).await
+    }
+
+    async fn resign_held(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        held: &[TableHolders],
+    ) -> Result<Progress> {
+        self.call_as_node(async |local| local.resign_held(service, nonce, held).await).await
+    }
+
+    async fn claim_table(&self, service: ServiceId, claim: &TableClaim) -> Result<ClaimedTable> {
+        self.call_as_node(async |local| local.claim_table(service, claim).await).await
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {

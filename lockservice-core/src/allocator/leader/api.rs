@@ -12,16 +12,16 @@ use crate::allocator::leader::incarnation::Started;
 use crate::allocator::leader::writer::{Command, end};
 use crate::allocator::leader::{LocalAllocator, LocalShared};
 use crate::allocator::messages::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClusterNodes, CommitAdmission,
-    Forgetting, Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens,
-    ServiceStatus,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClaimedTable, ClusterNodes,
+    CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, Progress, Registration, Released,
+    ReservedTokens, ServiceStatus, TableClaim,
 };
 use crate::allocator::report::Report;
 use crate::allocator::state::commits::{OriginTxns, TxnRange};
 use crate::allocator::state::{AllocatorState, Service, lease_lost, stopping};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
-use crate::store::Turns;
+use crate::store::{TableHolders, Turns};
 use crate::sync::atomic::Ordering;
 
 #[async_trait]
@@ -56,6 +56,7 @@ impl LockTableAllocator for LocalAllocator {
                 at: state.progress(),
                 lease_ttl: ttl,
                 constants: self.shared.settings.constants,
+                left: state.left_to(service),
             });
         }
     }
@@ -100,6 +101,24 @@ impl LockTableAllocator for LocalAllocator {
         let known = known(state, service, nonce)?;
         self.shared.resign_incarnation(state, &known).await?;
         Ok(state.progress())
+    }
+
+    async fn resign_held(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        held: &[TableHolders],
+    ) -> Result<Progress> {
+        let state = self.shared.leading().await?;
+        let known = known(state, service, nonce)?;
+        known.leave(held);
+        self.shared.resign_incarnation(state, &known).await?;
+        Ok(state.progress())
+    }
+
+    async fn claim_table(&self, service: ServiceId, claim: &TableClaim) -> Result<ClaimedTable> {
+        let state = self.shared.leading().await?;
+        self.shared.claim_table(state, service, claim).await
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {

@@ -24,7 +24,8 @@ use crate::allocator::messages::BoundTable;
 use crate::allocator::state::leases::LeaseState;
 use crate::allocator::state::tokens::RaiseEpoch;
 use crate::allocator::state::{
-    AllocatorState, BindEntry, Service, TableById, TableEntry, lease_lost, reassigning, stopping,
+    AllocatorState, BindEntry, Service, TableById, TableClaims, TableEntry, lease_lost,
+    reassigning, stopping,
 };
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
@@ -67,13 +68,15 @@ impl From<RaiseEpoch> for NotQueued {
 }
 
 /// A table that may be bound now.
-struct FreeTable {
+pub(super) struct FreeTable {
     /// `None` if the table is new.
-    id: Option<TableId>,
-    tokens_reserved_to: FencingToken,
-    partitions: usize,
+    pub(super) id: Option<TableId>,
+    pub(super) tokens_reserved_to: FencingToken,
+    pub(super) partitions: usize,
     /// The last owner, if its end is not in the store yet.
-    fenced: Option<Arc<Service>>,
+    pub(super) fenced: Option<Arc<Service>>,
+    /// Set if it is bound for claims.
+    pub(super) claims: Option<TableClaims>,
 }
 
 /// The numbers of a new bind. They are taken even if its write fails: no number is used twice.
@@ -111,7 +114,8 @@ impl LocalShared {
             }
             // Without queue room: nearly every call finds the table bound.
             let bound = state.tables.read(table, |entry| {
-                let entry = entry.filter(|entry| !entry.leaving)?;
+                let entry =
+                    entry.filter(|entry| !entry.leaving && entry.open_claims(now).is_none())?;
                 let bind = entry.binds.first().filter(|bind| bind.owner.holds(now))?;
                 Some(bound_table(state, table, entry.id, bind, None))
             });
@@ -152,7 +156,20 @@ impl LocalShared {
         room: mpsc::Permit<'_, Command>,
     ) -> Result<oneshot::Receiver<Result<BoundTable>>, NotQueued> {
         let now = self.env.now();
-        let free = self.free_table(state, table, slot.as_ref(), now)?;
+        let free = self.free_table(state, (requester.id, table), slot.as_ref(), now)?;
+        self.queue_bind(state, requester, (table, slot), free, now, room)
+    }
+
+    /// Queues the write that binds a free table, with the numbers that it takes.
+    pub(super) fn queue_bind(
+        self: &Arc<Self>,
+        state: &Arc<AllocatorState>,
+        requester: &Arc<Service>,
+        (table, slot): (&TableRef, &mut Option<TableEntry>),
+        free: FreeTable,
+        now: Time,
+        room: mpsc::Permit<'_, Command>,
+    ) -> Result<oneshot::Receiver<Result<BoundTable>>, NotQueued> {
         // B6: id, layout, bind and first token block are one batch.
         let BindNumbers { id, version, block } = BindNumbers::take(state, &free)?;
         // ORDERING: SeqCst, the partner of the look at the references by `forget`, which looks in
@@ -175,16 +192,18 @@ impl LocalShared {
             binds: SmallVec::new(),
             pending: None,
             leaving: false,
+            claims: None,
         });
-        let fenced = free.fenced;
+        let FreeTable { fenced, claims, .. } = free;
         let mut ops: SmallVec<[Op; 2]> = SmallVec::new();
         ops.extend(fenced.as_ref().map(|owner| Op::PutService(owner.record(ServiceState::Fenced))));
-        ops.push(Op::PutTable(entry.record(table, &binds, block.end)));
+        ops.push(Op::PutTable(entry.record(table, &binds, block.end, claims.as_ref())));
         let (closes, pending) = watch::channel(());
         entry.pending = Some(pending);
         let (caller, landed) = oneshot::channel();
         let (shared, state, table) = (Arc::clone(self), Arc::clone(state), table.clone());
-        let grant = Grant { shared, state, table, id, binds, block, fenced, caller, closes };
+        let grant =
+            Grant { shared, state, table, id, binds, block, fenced, claims, caller, closes };
         room.send(Command::Write { ops, done: Box::new(|outcome| grant.done(outcome)) });
         Ok(landed)
     }
@@ -193,7 +212,7 @@ impl LocalShared {
     fn free_table(
         &self,
         state: &AllocatorState,
-        table: &TableRef,
+        (requester, table): (ServiceId, &TableRef),
         slot: Option<&TableEntry>,
         now: Time,
     ) -> Result<FreeTable, NotQueued> {
@@ -208,7 +227,14 @@ impl LocalShared {
             }
             // F1: a table of this name may have been forgotten.
             let tokens_reserved_to = state.forgotten.lock().tokens_reserved_to;
-            return Ok(FreeTable { id: None, tokens_reserved_to, partitions: 1, fenced: None });
+            let (id, partitions) = (None, 1);
+            return Ok(FreeTable {
+                id,
+                tokens_reserved_to,
+                partitions,
+                fenced: None,
+                claims: None,
+            });
         };
         if let Some(pending) = &entry.pending {
             return Err(NotQueued::Pending(pending.clone()));
@@ -220,10 +246,16 @@ impl LocalShared {
             owner.fence_if_lapsed(now);
             let lease = owner.lease.get();
             if lease.holds(owner.ttl, now) {
+                // P6: its owner does not know yet that it was bound for claims.
+                if let Some(claims) = entry.open_claims(now)
+                    && owner.id == requester
+                {
+                    return Err(reassigning(table, claims.until.remaining(now)).into());
+                }
                 let bound = bound_table(state, table, entry.id, bind, None);
                 return Err(NotQueued::Bound(Box::new(bound)));
             }
-            let wait = lease.reassigned_in(owner.ttl, now).max(held);
+            let wait = owner.reassigned_in(entry.id, now).max(held);
             if !wait.is_zero() {
                 if lease.state == LeaseState::Resigning {
                     return Err(NotQueued::Resigning(Arc::clone(owner), wait));
@@ -241,6 +273,7 @@ impl LocalShared {
             tokens_reserved_to: entry.tokens_reserved_to,
             partitions: entry.binds.len().max(1),
             fenced,
+            claims: None,
         })
     }
 }
@@ -255,6 +288,8 @@ struct Grant {
     block: TokenBlock,
     /// The last owner, if its end is in the same write.
     fenced: Option<Arc<Service>>,
+    /// Set if it is bound for claims.
+    claims: Option<TableClaims>,
     caller: oneshot::Sender<Result<BoundTable>>,
     /// Its drop wakes those who wait for the table.
     closes: watch::Sender<()>,
@@ -281,7 +316,7 @@ impl Grant {
             // ORDERING: Release, the partner of the acquire in `free_table`.
             owner.end_durable.store(true, Ordering::Release);
         }
-        let binds = std::mem::take(&mut self.binds);
+        let (binds, claims) = (std::mem::take(&mut self.binds), self.claims.take());
         let Self { state, table, id, block, .. } = &*self;
         let bound = bound_table(state, table, *id, &binds[0], Some(*block));
         binds.iter().for_each(|bind| bind.slot.pins().open());
@@ -291,6 +326,7 @@ impl Grant {
         let old = state.tables.update_existing(table, |entry| {
             entry.pending = None;
             entry.tokens_reserved_to = block.end;
+            entry.claims = claims;
             std::mem::replace(&mut entry.binds, binds)
         });
         for bind in old.unwrap_or_default() {
@@ -340,7 +376,7 @@ async fn resigned(env: &Env, owner: &Service, at_most: Duration) {
     }
 }
 
-fn bound_table(
+pub(super) fn bound_table(
     state: &AllocatorState,
     table: &TableRef,
     id: TableId,

@@ -179,7 +179,7 @@ impl LocalShared {
             {
                 return Step::Owned(status);
             }
-            wait = wait.max(lease.reassigned_in(owner.ttl, now));
+            wait = wait.max(owner.reassigned_in(entry.id, now));
             if let Some(idle) = idle {
                 wait = wait.max((lease.renewed_at + idle).remaining(now));
             }
@@ -211,7 +211,8 @@ impl LocalShared {
             .map(|bind| &bind.owner)
             .find(|owner| !owner.holds(now) && !owner.end_durable.load(Ordering::Acquire));
         let fenced = fenced.map(Arc::clone);
-        let record = entry.record(table, &entry.binds, entry.tokens_reserved_to);
+        let claims = entry.claims.as_ref();
+        let record = entry.record(table, &entry.binds, entry.tokens_reserved_to, claims);
         let (caller, landed) = oneshot::channel();
         let mut ops: SmallVec<[Op; 2]> = SmallVec::new();
         ops.extend(fenced.as_ref().map(|owner| Op::PutService(owner.record(ServiceState::Fenced))));

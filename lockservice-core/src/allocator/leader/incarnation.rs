@@ -19,7 +19,7 @@ use crate::allocator::state::{AllocatorState, Service, lease_lost, stopping};
 use crate::clock::hi;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{NodeName, ServiceId};
-use crate::store::{Op, ServiceRecord, ServiceState, Turns};
+use crate::store::{Op, ServiceRecord, ServiceState, Succession, Turns};
 use crate::sync::atomic::Ordering;
 
 /// Between two looks at pins: see [`LocalShared::resign_incarnation`].
@@ -75,6 +75,7 @@ impl LocalShared {
             nonce: request.nonce,
             address: request.address.clone(),
             state: ServiceState::Live,
+            succession: Succession { follows: state.follows(request), held: Vec::new() },
         };
         let mut ops: SmallVec<[Op; 2]> = smallvec![Op::PutService(record.clone())];
         if let Some(replaced) =

@@ -32,6 +32,7 @@
 pub(in crate::allocator) mod api;
 pub(in crate::allocator) mod bind;
 pub(in crate::allocator) mod cannot_commit;
+mod claim;
 pub(in crate::allocator) mod forget;
 pub(in crate::allocator) mod incarnation;
 pub(crate) mod leadership;

@@ -9,10 +9,14 @@ use smallvec::SmallVec;
 
 use crate::allocator::state::commits::{CommitControl, Tombstoned};
 use crate::allocator::state::leases::LeaseState;
-use crate::allocator::state::{AllocatorState, BindEntry, Service, TableById, TableEntry};
-use crate::clock::Time;
-use crate::id::{NodeName, Nonce, ServiceId, TxnId};
-use crate::store::{Batch, Op, ServiceRecord, ServiceState, StoreState, TableRecord, Turns};
+use crate::allocator::state::{
+    AllocatorState, BindEntry, Service, TableById, TableClaims, TableEntry,
+};
+use crate::clock::{Time, hi};
+use crate::id::{BindVersion, FencingToken, NodeName, Nonce, ServiceId, TxnId};
+use crate::store::{
+    Batch, Op, ServiceRecord, ServiceState, StoreState, Succession, TableRecord, Turns,
+};
 use crate::sync::atomic::Ordering;
 
 /// Facts about the leaderships before this one.
@@ -153,9 +157,33 @@ impl Records {
         let by_id = || TableById::new(table.table.clone(), &binds);
         state.ids.upsert(table.id, by_id, |_| ());
         let tokens_reserved_to = table.tokens_reserved_to;
-        let entry =
-            TableEntry { id: table.id, tokens_reserved_to, binds, pending: None, leaving: false };
+        let entry = TableEntry {
+            id: table.id,
+            tokens_reserved_to,
+            claims: self.claims(table.claimable_from, &binds, tokens_reserved_to),
+            binds,
+            pending: None,
+            leaving: false,
+        };
         state.tables.upsert(table.table, || entry, |_| ());
+    }
+
+    /// The claims for which a table was bound, as far as the store says it (P6). It does not say
+    /// when the wait for them ends: it counts from now.
+    fn claims(
+        &self,
+        from: BindVersion,
+        binds: &[BindEntry],
+        tokens_below: FencingToken,
+    ) -> Option<TableClaims> {
+        let is_set = from != BindVersion::default();
+        let lease = binds.first().filter(|_| is_set)?.owner.lease.get();
+        let until = match lease.state {
+            LeaseState::Live => self.past.now + hi(self.past.lease_ttl),
+            // Its owner is over: what counts is the version.
+            _ => self.past.now,
+        };
+        Some(TableClaims { from, tokens_below, until, holders: None })
     }
 
     /// An owner whose record is not in the store: it is as good as fenced, and its binds invalid.
@@ -166,6 +194,7 @@ impl Records {
             nonce: Nonce::default(),
             address: String::new(),
             state: ServiceState::Fenced,
+            succession: Succession::default(),
         };
         let lease = if self.past.over() { LeaseState::Resigned } else { LeaseState::Fenced };
         let commits = CommitControl::new(1, &self.state.slots);

@@ -12,6 +12,7 @@ use crate::allocator::leader::writer::{Command, Done};
 use crate::allocator::state::tokens::NextBlock;
 use crate::allocator::state::{AllocatorState, TableEntry, stopping};
 use crate::bind::TokenBlock;
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, FencingToken, ServiceId, TableId, TableRef};
 use crate::store::Op;
@@ -50,7 +51,7 @@ impl LocalShared {
                 if !current {
                     return Err(changed().into());
                 }
-                self.plan_tokens(state, &table, entry, room)
+                self.plan_tokens(state, &table, entry, now, room)
             });
             match plan.ok_or_else(changed)? {
                 Ok(landed) => return landed.await.unwrap_or_else(|_| Err(stopping())),
@@ -69,13 +70,14 @@ impl LocalShared {
         state: &Arc<AllocatorState>,
         table: &TableRef,
         entry: &mut TableEntry,
+        now: Time,
         room: mpsc::Permit<'_, Command>,
     ) -> Result<oneshot::Receiver<Result<TokenBlock>>, NotQueued> {
         if let Some(pending) = &entry.pending {
             return Err(NotQueued::Pending(pending.clone()));
         }
         let block = next_block(state, entry.tokens_reserved_to)?;
-        let record = entry.record(table, &entry.binds, block.end);
+        let record = entry.record(table, &entry.binds, block.end, entry.open_claims(now));
         let (closes, pending) = watch::channel(());
         entry.pending = Some(pending);
         let (caller, landed) = oneshot::channel();

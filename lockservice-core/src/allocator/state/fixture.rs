@@ -66,6 +66,7 @@ pub(super) fn add_service(state: &AllocatorState, id: ServiceId) -> Arc<Service>
         nonce: Nonce::new(1),
         address: String::new(),
         state: ServiceState::Live,
+        succession: Default::default(),
     };
     let commits = CommitControl::new(10, &state.slots);
     let service = Arc::new(Service::new(record, TTL, NOW, LeaseState::Live, commits));
@@ -92,6 +93,7 @@ pub(super) fn add_table(state: &AllocatorState, owner: &Arc<Service>, id: u64) -
         binds: binds.into_iter().collect(),
         pending: None,
         leaving: false,
+        claims: None,
     };
     state.tables.upsert(name(id), || entry, |_| ());
     PresentedBind { table, partition: 0, owner: owner.id, version, slot }

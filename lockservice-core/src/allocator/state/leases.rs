@@ -80,8 +80,13 @@ impl Lease {
     pub(crate) fn reassigned_in(self, ttl: Ttl, now: Time) -> Duration {
         match self.state {
             LeaseState::Resigned => Duration::ZERO,
-            _ => (self.renewed_at + ttl.hi).remaining(now),
+            _ => self.lapses_in(ttl, now),
         }
+    }
+
+    /// The time until everything that rests on its last renewal must have run out.
+    pub(crate) fn lapses_in(self, ttl: Ttl, now: Time) -> Duration {
+        (self.renewed_at + ttl.hi).remaining(now)
     }
 }
 

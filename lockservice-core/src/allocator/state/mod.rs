@@ -56,11 +56,12 @@ mod table;
 mod tests;
 pub(crate) mod tokens;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::allocator::leader::leadership::LeadershipCell;
 use crate::allocator::leader::origins::Origins;
-use crate::allocator::messages::Progress;
+use crate::allocator::messages::{Progress, Registration, TableClaim};
 use crate::allocator::state::slots::BindSlots;
 use crate::allocator::state::tokens::{NextBlock, NumberSequence, TokenSource};
 use crate::bind::BindSlot;
@@ -76,7 +77,10 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(crate) use self::errors::{lease_lost, not_leading, not_reported, reassigning, stopping};
 pub(crate) use self::service::Service;
-pub(crate) use self::table::{BindEntry, TableById, TableEntry};
+pub(crate) use self::table::{BindEntry, TableById, TableClaims, TableEntry};
+
+/// The largest number of tables of which the next process of a node learns that they are held.
+const LEFT_MAX: usize = 10_000;
 
 /// Everything the allocator knows. Shared by all its callers; see the [module](self) for its locks.
 #[derive(Debug)]
@@ -245,6 +249,48 @@ impl AllocatorState {
     /// Looks an incarnation up. Creates nothing.
     pub(crate) fn service(&self, id: ServiceId) -> Option<Arc<Service>> {
         self.services.read(&id, |service| service.map(Arc::clone))
+    }
+
+    /// The first incarnation that one which starts by `request` surely follows (P6); 0 if there is
+    /// none. It names with its nonce the one that it replaces, so it is the next process of that.
+    pub(crate) fn follows(&self, request: &Registration) -> ServiceId {
+        let replaced = request.replaces.and_then(|(service, nonce)| {
+            let known = self.service(service)?;
+            (known.nonce == nonce && known.node == request.node).then_some(known)
+        });
+        replaced.map_or(ServiceId::default(), |replaced| match replaced.follows {
+            first if first != ServiceId::default() => first,
+            _ => replaced.id,
+        })
+    }
+
+    /// The tables that earlier processes of a node left held when they resigned for a restart, as
+    /// far as their binds are still those. At most [`LEFT_MAX`]: the others wait for their holders.
+    pub(crate) fn left_to(&self, service: ServiceId) -> Vec<TableClaim> {
+        let Some(service) = self.service(service) else { return Vec::new() };
+        let mut owners = Vec::new();
+        self.services.for_each(|_, owner| {
+            if owner.left().is_some() && owner.is_followed_by(&service, self.exclusive) {
+                owners.push(Arc::clone(owner));
+            }
+        });
+        let mut left = Vec::new();
+        for owner in owners {
+            for table in owner.left().into_iter().flat_map(HashMap::keys) {
+                let name = self.ids.read(table, |known| known.map(|known| known.name.clone()));
+                let claim = name.and_then(|name| {
+                    self.tables.read(&name, |entry| {
+                        let bind = entry?.binds.first()?;
+                        let version = (bind.owner.id == owner.id).then_some(bind.version)?;
+                        Some(TableClaim { table: name.clone(), version })
+                    })
+                });
+                left.extend(claim);
+            }
+        }
+        left.sort_unstable_by(|a, b| a.table.cmp(&b.table));
+        left.truncate(LEFT_MAX);
+        left
     }
 
     /// Adds the binds of `owner` to `binds`, of the tables in one shard, with their slots; returns

@@ -1,5 +1,7 @@
 //! [`Service`]: an incarnation in memory.
 
+use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -7,8 +9,8 @@ use tokio::sync::Notify;
 use crate::allocator::state::commits::CommitControl;
 use crate::allocator::state::leases::{LeaseCell, LeaseState, Ttl};
 use crate::clock::Time;
-use crate::id::{NodeName, Nonce, ServiceId};
-use crate::store::{ServiceRecord, ServiceState};
+use crate::id::{NodeName, Nonce, ServiceId, TableId};
+use crate::store::{ServiceRecord, ServiceState, Succession, TableHolders};
 use crate::sync::atomic::{AtomicBool, AtomicUsize};
 
 /// An incarnation (B1), with its lease and the control state of its commits.
@@ -37,6 +39,11 @@ pub(crate) struct Service {
     pub(crate) references: AtomicUsize,
     /// Notified when its resignation has landed.
     pub(crate) gone: Notify,
+    /// The first incarnation of its node that it surely follows; 0 if there is none (P6).
+    pub(crate) follows: ServiceId,
+    /// The tables that it leaves held, with the sessions that hold something in each, once it
+    /// resigns for a restart.
+    held: OnceLock<HashMap<TableId, TableHolders>>,
 }
 
 impl Service {
@@ -59,7 +66,41 @@ impl Service {
             end_durable: AtomicBool::new(record.state != ServiceState::Live),
             references: AtomicUsize::new(0),
             gone: Notify::new(),
+            follows: record.succession.follows,
+            held: match record.state {
+                ServiceState::Resigned => by_table(record.succession.held.into_iter()).into(),
+                _ => OnceLock::new(),
+            },
         }
+    }
+
+    /// It resigns for a restart, and leaves these tables held. The first call counts.
+    pub(crate) fn leave(&self, held: &[TableHolders]) {
+        // A repetition says the same.
+        let _ = self.held.set(by_table(held.iter().cloned()));
+    }
+
+    /// The tables that it left held, with the sessions that hold something in each.
+    pub(crate) fn left(&self) -> Option<&HashMap<TableId, TableHolders>> {
+        self.held.get()
+    }
+
+    /// The time until a table of which it is the last owner can be reassigned (B3, P6). Meaningful
+    /// once its lease no longer holds.
+    pub(crate) fn reassigned_in(&self, table: TableId, now: Time) -> Duration {
+        let lease = self.lease.get();
+        let is_held = self.held.get().is_some_and(|held| held.contains_key(&table));
+        if lease.state == LeaseState::Resigned && is_held {
+            return lease.lapses_in(self.ttl, now);
+        }
+        lease.reassigned_in(self.ttl, now)
+    }
+
+    /// True if `service` surely is a later process of the same node, which takes over what this one
+    /// left (P6). With an exclusive store that is every later one.
+    pub(crate) fn is_followed_by(&self, service: &Self, exclusive: bool) -> bool {
+        let proven = service.follows != ServiceId::default() && service.follows <= self.id;
+        self.id < service.id && (exclusive || proven && self.node == service.node)
     }
 
     /// Its resignation is durable: its tables may be reassigned at once. Changes nothing if it
@@ -101,6 +142,13 @@ impl Service {
             nonce: self.nonce,
             address: self.address.clone(),
             state,
+            succession: Succession {
+                follows: self.follows,
+                held: match (state, self.held.get()) {
+                    (ServiceState::Resigned, Some(held)) => by_record(held),
+                    _ => Vec::new(),
+                },
+            },
         }
     }
 
@@ -128,4 +176,15 @@ impl Service {
         self.lease.fence_if(|_| true);
         self.commits.fence();
     }
+}
+
+fn by_table(held: impl Iterator<Item = TableHolders>) -> HashMap<TableId, TableHolders> {
+    held.map(|held| (held.table, held)).collect()
+}
+
+/// In an order that does not depend on hashes.
+fn by_record(held: &HashMap<TableId, TableHolders>) -> Vec<TableHolders> {
+    let mut held: Vec<_> = held.values().cloned().collect();
+    held.sort_unstable_by_key(|held| held.table);
+    held
 }

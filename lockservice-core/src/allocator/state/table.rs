@@ -10,7 +10,7 @@ use crate::allocator::state::service::Service;
 use crate::allocator::state::slots::{BindSlots, ClaimedSlot, Places};
 use crate::bind::{Bind, BindSlot};
 use crate::clock::Time;
-use crate::id::{BindVersion, FencingToken, TableId, TableRef};
+use crate::id::{BindVersion, FencingToken, HolderMark, TableId, TableRef};
 use crate::store::{BindRecord, TableRecord};
 
 /// A lock table.
@@ -27,6 +27,21 @@ pub(crate) struct TableEntry {
     /// True while the write that is under way forgets the table: nothing may rely on its binds any
     /// more.
     pub(crate) leaving: bool,
+    /// Set if its bind was made for claims (P6).
+    pub(crate) claims: Option<TableClaims>,
+}
+
+/// The claims for which a table was bound (P6).
+#[derive(Clone, Debug)]
+pub(crate) struct TableClaims {
+    /// The first version whose holders may not have claimed yet.
+    pub(crate) from: BindVersion,
+    /// Every token that was granted under these versions is below this.
+    pub(crate) tokens_below: FencingToken,
+    /// Until then its owner grants nothing else, unless all holders have claimed.
+    pub(crate) until: Time,
+    /// All sessions that hold something in it, if that is known.
+    pub(crate) holders: Option<Vec<HolderMark>>,
 }
 
 /// The owner that a partition is, or was last, bound to.
@@ -99,6 +114,7 @@ impl TableEntry {
         table: &TableRef,
         binds: &[BindEntry],
         tokens_reserved_to: FencingToken,
+        claims: Option<&TableClaims>,
     ) -> TableRecord {
         TableRecord {
             table: table.clone(),
@@ -109,7 +125,13 @@ impl TableEntry {
                 .iter()
                 .map(|bind| BindRecord { owner: bind.owner.id, version: bind.version })
                 .collect(),
+            claimable_from: claims.map(|claims| claims.from).unwrap_or_default(),
         }
+    }
+
+    /// The claims for which it was bound, while its owner may take them.
+    pub(crate) fn open_claims(&self, now: Time) -> Option<&TableClaims> {
+        self.claims.as_ref().filter(|claims| now < claims.until)
     }
 
     /// One partition, as an operator sees it.
@@ -119,7 +141,7 @@ impl TableEntry {
         let state = if lease.holds(bind.owner.ttl, now) {
             BindState::Bound
         } else {
-            BindState::Invalid { reassigned_in: lease.reassigned_in(bind.owner.ttl, now) }
+            BindState::Invalid { reassigned_in: bind.owner.reassigned_in(self.id, now) }
         };
         Some(BindStatus {
             bind: Bind {

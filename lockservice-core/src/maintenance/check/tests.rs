@@ -9,6 +9,7 @@ fn service(number: u64, node: &str) -> ServiceRecord {
         nonce: Nonce::new(u64::MAX),
         address: String::new(),
         state: ServiceState::Live,
+        succession: Default::default(),
     }
 }
 
@@ -22,6 +23,7 @@ fn table(name: &str, number: u64) -> TableRecord {
             owner: ServiceId::new(3 << 32 | 1),
             version: BindVersion::new(3 << 32),
         }],
+        claimable_from: Default::default(),
     }
 }
 

@@ -209,7 +209,9 @@ fn why(
 ) -> Error {
     let (what, setting) = match cause {
         TxnKillCause::LongestIdleHold => ("held locks, and made no call,", "longest-idle-hold"),
-        TxnKillCause::LongestHold | TxnKillCause::Operator => ("held locks", "longest-hold"),
+        TxnKillCause::LongestHold | TxnKillCause::Operator | TxnKillCause::Claim => {
+            ("held locks", "longest-hold")
+        }
     };
     Error::new(
         ErrorKind::TxnKilled,

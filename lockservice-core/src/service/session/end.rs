@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::HolderMark;
 use crate::metrics::SessionEnd;
 use crate::service::Phase;
 use crate::service::kill::KillEnd;
@@ -109,7 +110,7 @@ impl Session {
         self.inner.stopping().await
     }
 
-    pub(super) fn why_lost(&self) -> Error {
+    pub(in crate::service) fn why_lost(&self) -> Error {
         self.record.ending.borrow().why().cloned().unwrap_or_else(unknown)
     }
 
@@ -163,7 +164,7 @@ impl Session {
             KillEnd::Sealed => SessionEnd::with(first.kind()),
         };
         self.inner.metrics().session_ended(counted);
-        if counted != SessionEnd::Closed {
+        if !matches!(counted, SessionEnd::Closed | SessionEnd::Restarting) {
             let renewals = &self.record.renewals;
             tracing::warn!(
                 client = %renewals.client,
@@ -177,6 +178,9 @@ impl Session {
         self.inner.abandon(txns, end, move |committing| {
             killers.into_iter().for_each(|killer| killer.tell(end, &committing));
         });
+        if self.record.claims_from.is_some() {
+            self.inner.holder_done(HolderMark::of(self.record.id));
+        }
         self.inner.session_numbers.remove(self.record.renewals.handle.number);
         self.inner.sessions.remove(&self.record.id);
         self.inner.departures.note();
@@ -227,7 +231,7 @@ impl Session {
     }
 }
 
-pub(super) fn unknown() -> Error {
+pub(in crate::service) fn unknown() -> Error {
     Error::new(
         ErrorKind::SessionLost,
         "the session is unknown here or has lapsed, and its locks are given away: stop the \

@@ -39,7 +39,7 @@ pub(in crate::service) mod queue;
 pub(in crate::service) mod quota;
 pub(in crate::service) mod registry;
 mod renewals;
-mod state;
+pub(in crate::service) mod state;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod wait;
@@ -52,7 +52,7 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Sequence, SessionHandle, SessionId, TxnId, TxnNumber};
+use crate::id::{Sequence, ServiceId, SessionHandle, SessionId, TxnId, TxnNumber};
 use crate::service::session::queue::{NumberedBy, TxnQueue};
 use crate::service::session::state::{SessionState, Stage};
 use crate::service::txn::waits::Waits;
@@ -63,6 +63,7 @@ use self::attachment::AttachmentNumber;
 pub use self::attachment::{Attachment, HeldFrame};
 use self::end::Ending;
 pub use self::end::STILL_RUNNING_BYTES_MAX;
+pub(in crate::service) use self::end::unknown;
 pub use self::kill::KillUnderWay;
 pub use self::notices::{SessionNotice, SessionNotices};
 pub use self::open::OpenedBy;
@@ -95,20 +96,22 @@ pub(crate) use self::renewals::Renewals;
 #[derive(Debug, Clone)]
 pub struct Session {
     pub(crate) record: Arc<SessionRecord>,
-    inner: Arc<ServiceInner>,
+    pub(in crate::service) inner: Arc<ServiceInner>,
 }
 
 #[derive(Debug)]
 pub(crate) struct SessionRecord {
-    id: SessionId,
-    renewals: Arc<Renewals>,
-    state: Mutex<SessionState>,
+    pub(in crate::service) id: SessionId,
+    pub(in crate::service) renewals: Arc<Renewals>,
+    pub(in crate::service) state: Mutex<SessionState>,
     /// How far its end has come.
     ending: watch::Sender<Ending>,
     /// The number of the current attachment (T3).
     attached: watch::Sender<AttachmentNumber>,
     /// Its lock calls that wait.
     waits: Waits,
+    /// The earlier incarnation at which its client had it before a restart (P6).
+    pub(in crate::service) claims_from: Option<ServiceId>,
     /// Its tasks and operations run in it. It names the client, and not the id, for the id
     /// is enough to use the session.
     span: tracing::Span,
@@ -117,6 +120,13 @@ pub(crate) struct SessionRecord {
 impl SessionRecord {
     pub(in crate::service) fn waits(&self) -> &Waits {
         &self.waits
+    }
+
+    /// Its transactions.
+    pub(in crate::service) fn txns(&self) -> Vec<TxnId> {
+        let state = self.state.lock();
+        let stopped = state.stopped.iter().map(|txn| txn.id);
+        state.txns.values().map(|queue| queue.txn.id).chain(stopped).collect()
     }
 
     /// The part of its TTL that is left, in millionths; `None` if it is over.

@@ -1,5 +1,6 @@
 //! The begin of a session, and the look-up of a known one.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{SessionHandle, SessionId, TxnNumber};
+use crate::id::{ServiceId, SessionHandle, SessionId, TxnNumber};
 use crate::service::session::end::unknown;
 use crate::service::session::quota::{Charge, Quota};
 use crate::service::session::renewals::Renewals;
@@ -63,6 +64,22 @@ impl LockService {
         client: &str,
         opened_by: OpenedBy,
     ) -> Result<Session> {
+        // Random, so that one client cannot use another's session by counting; below 2^53, as all
+        // ids; not 0.
+        let id = SessionId::new(self.inner.parts.env.random_id());
+        self.open_session_as((id, None), quota, ttl, client, opened_by)
+    }
+
+    /// Opens a session under this id, one that its client had at an earlier incarnation if one is
+    /// given.
+    pub(in crate::service) fn open_session_as(
+        &self,
+        (id, claims_from): (SessionId, Option<ServiceId>),
+        quota: Option<Arc<Quota>>,
+        ttl: Option<Duration>,
+        client: &str,
+        opened_by: OpenedBy,
+    ) -> Result<Session> {
         let inner = &self.inner;
         inner.check_serving()?;
         let ttl = inner.parts.settings.session_ttl(ttl)?;
@@ -73,9 +90,6 @@ impl LockService {
             ));
         }
         let charge = Charge::session(quota, &inner.quota)?;
-        // Random, so that one client cannot use another's session by counting; below 2^53, as all
-        // ids; not 0.
-        let id = SessionId::new(inner.parts.env.random_id());
         let handle = SessionHandle { service: inner.id, number: inner.session_numbers.next() };
         let record = Arc::new(SessionRecord {
             id,
@@ -96,7 +110,10 @@ impl LockService {
                 kept_bytes: 0,
                 ops: 0,
                 charge,
+                refused_claims: HashSet::new(),
+                has_claimed: false,
             }),
+            claims_from,
             ending: watch::Sender::default(),
             attached: watch::Sender::default(),
             waits: Waits::default(),

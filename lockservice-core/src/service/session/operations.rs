@@ -11,6 +11,7 @@
 //! 4. `file` sends the result to all callers that repeated the operation meanwhile.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
@@ -74,7 +75,13 @@ impl Session {
         }
     }
 
-    fn take_in(&self, op: TxnOp, operation: Operation, quiet: bool) -> Result<TakenIn> {
+    fn take_in(&self, op: TxnOp, mut operation: Operation, quiet: bool) -> Result<TakenIn> {
+        if let Operation::Lock(spec) = &mut operation
+            && self.record.claims_from.is_none()
+        {
+            // Its word: nobody who was not here before the restart has waited.
+            spec.waited = Duration::ZERO;
+        }
         let ended_is_fine =
             !matches!(operation, Operation::Lock(_) | Operation::Savepoint | Operation::Refuse(_));
         // Before anything is waited for: from here its time-out counts, and now its snapshot is as

@@ -1,5 +1,6 @@
 //! [`SessionState`]: the queues of a session's transactions, and what they weigh together.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -18,7 +19,7 @@ const TXNS_KEPT: usize = 64;
 
 /// How far a session has come. It never goes back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Stage {
+pub(in crate::service) enum Stage {
     Open,
     /// It takes no operation and is not renewed, and its transactions keep their locks.
     Stopped,
@@ -27,31 +28,35 @@ pub(super) enum Stage {
 }
 
 #[derive(Debug)]
-pub(super) struct SessionState {
-    pub(super) stage: Stage,
+pub(in crate::service) struct SessionState {
+    pub(in crate::service) stage: Stage,
     /// The transactions of a session that is stopped.
-    pub(super) stopped: Vec<Arc<TxnRecord>>,
+    pub(in crate::service) stopped: Vec<Arc<TxnRecord>>,
     /// Those who wait for the end of a session that was killed.
-    pub(super) killers: Vec<KillWaiter>,
-    pub(super) txns: HashMap<TxnNumber, Box<TxnQueue>, foldhash::fast::RandomState>,
+    pub(in crate::service) killers: Vec<KillWaiter>,
+    pub(in crate::service) txns: HashMap<TxnNumber, Box<TxnQueue>, foldhash::fast::RandomState>,
     /// Those of `txns` that were killed, in the order of their kills.
-    pub(super) lost: Vec<TxnNumber>,
+    pub(in crate::service) lost: Vec<TxnNumber>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has
     /// ended (T3).
-    pub(super) highest: TxnNumber,
+    pub(in crate::service) highest: TxnNumber,
     /// The side that numbers the transactions; `None` before the first.
-    pub(super) numbered_by: Option<NumberedBy>,
+    pub(in crate::service) numbered_by: Option<NumberedBy>,
     /// About how much memory is in use for what `txns` keep.
-    pub(super) kept_bytes: usize,
+    pub(in crate::service) kept_bytes: usize,
     /// The number of operations of `txns` that are queued or wait.
-    pub(super) ops: usize,
-    pub(super) charge: Charge,
+    pub(in crate::service) ops: usize,
+    pub(in crate::service) charge: Charge,
+    /// Transactions of which a claim was refused (P6), until the client has claimed everything.
+    pub(in crate::service) refused_claims: HashSet<TxnNumber>,
+    /// The client has said that it claimed everything.
+    pub(in crate::service) has_claimed: bool,
 }
 
 impl SessionState {
     /// Lets `change` change the queue of a transaction, if there is one, and counts the kept bytes.
     /// `change` gets the bytes that all others keep.
-    pub(super) fn with_queue<R>(
+    pub(in crate::service) fn with_queue<R>(
         &mut self,
         number: TxnNumber,
         change: impl FnOnce(&mut TxnQueue, usize) -> R,
@@ -66,7 +71,7 @@ impl SessionState {
         Some(response)
     }
 
-    pub(super) fn remove_queue(&mut self, number: TxnNumber) -> Option<Box<TxnQueue>> {
+    pub(in crate::service) fn remove_queue(&mut self, number: TxnNumber) -> Option<Box<TxnQueue>> {
         let queue = self.txns.remove(&number)?;
         if queue.loss != Loss::No {
             self.lost.retain(|lost| *lost != number);
@@ -81,7 +86,7 @@ impl SessionState {
     }
 
     /// Fails unless the transactions are numbered by this side, or there was none yet.
-    pub(super) fn number_by(&mut self, by: NumberedBy) -> Result<()> {
+    pub(in crate::service) fn number_by(&mut self, by: NumberedBy) -> Result<()> {
         if *self.numbered_by.get_or_insert(by) == by {
             return Ok(());
         }

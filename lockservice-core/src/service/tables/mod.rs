@@ -169,7 +169,7 @@ impl ServiceInner {
     }
 
     fn at_engine(&self, bound: TableHandle, requested: Requested, waited: bool) -> Handed {
-        let Requested { in_flight, ancestors, items, mode, wait, escalate, since } = requested;
+        let Requested { in_flight, ancestors, items, mode, wait, escalate, since, .. } = requested;
         let (table, version) = (bound.bind().id, bound.bind().version);
         let request = LockRequest { table, version, items, mode, wait, escalate };
         let call = self.engine.lock_for(in_flight.txn().at_engine(), request, &ancestors, since);
@@ -285,8 +285,15 @@ impl ServiceInner {
     /// # Cancel safety
     /// A dropped call can be made again: the allocator returns the bind that the first obtained.
     async fn bind(self: &Arc<Self>, table: &TableRef) -> Result<TableHandle> {
+        if let Some(claims) = self.claims_of(table) {
+            return claims;
+        }
         let bound = self.parts.allocator.bind(self.id, table).await?;
         self.observe(bound.at);
+        // Claims may have come meanwhile.
+        if let Some(claims) = self.claims_of(table) {
+            return claims;
+        }
         if bound.bind.owner != self.id {
             return Err(Error::new(
                 ErrorKind::NotOwner,

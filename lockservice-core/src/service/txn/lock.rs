@@ -103,11 +103,12 @@ impl ServiceInner {
             return self.decided(Err(e), &traced);
         }
         let (deadline, snapshot) = (self.deadline(&spec, began), snapshot(&spec, began));
+        let came = began - spec.waited;
         let LockSpec { table, items, mode, wait, escalate, timeout, ancestors, .. } = spec;
         let times = CallTimes { began, deadline, snapshot, timeout };
         let in_flight = CallInFlight::new(Arc::clone(txn));
         let requested =
-            Requested { in_flight, ancestors, items, mode, wait, escalate, since: began };
+            Requested { in_flight, ancestors, items, mode, wait, escalate, since: began, came };
         match self.hand_over_at_once(&table, requested) {
             Ok(handed) => self.handed_over(handed, times, traced),
             Err(requested) => {

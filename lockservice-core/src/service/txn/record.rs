@@ -139,7 +139,7 @@ impl TxnRecord {
         self.kill().and_then(TxnKill::why)
     }
 
-    pub(super) fn check_active(&self) -> Result<()> {
+    pub(in crate::service) fn check_active(&self) -> Result<()> {
         if !self.at_engine.is_closed() {
             return Ok(());
         }
@@ -173,6 +173,15 @@ impl Drop for CallInFlight {
     }
 }
 
+fn check_label(options: &TxnOptions) -> Result<()> {
+    if options.label.len() <= LABEL_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidArgument, "a transaction's label is too long: shorten it")
+        .with("bytes", options.label.len())
+        .with("limit", LABEL_BYTES_MAX))
+}
+
 impl ServiceInner {
     /// Begins a transaction, of a session that has this `charge` for it. `now` was just read.
     pub(crate) fn begin(
@@ -183,20 +192,46 @@ impl ServiceInner {
         charge: Option<TxnCharge>,
     ) -> Result<Arc<TxnRecord>> {
         self.check_serving_at(now)?;
-        if options.label.len() > LABEL_BYTES_MAX {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "a transaction's label is too long: shorten it",
-            )
-            .with("bytes", options.label.len())
-            .with("limit", LABEL_BYTES_MAX));
-        }
+        check_label(options)?;
         self.txns.enter()?;
         let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
         let label = options.label.as_str().into();
         let record = Arc::new(TxnRecord::new(id, label, session).charged(charge));
         if record.has_name() {
             self.named_txns.upsert(id, || Arc::clone(&record), |_| ());
+        }
+        Ok(record)
+    }
+
+    /// Begins a transaction that its client had before a restart, under its id (P6); under a new
+    /// one if it has none.
+    pub(in crate::service) fn begin_with_id(
+        &self,
+        id: Option<TxnId>,
+        options: &TxnOptions,
+        session: Arc<Renewals>,
+        charge: Option<TxnCharge>,
+    ) -> Result<Arc<TxnRecord>> {
+        let Some(id) = id else {
+            return self.begin(self.parts.env.now(), options, Some(session), charge);
+        };
+        self.check_serving()?;
+        check_label(options)?;
+        self.txns.enter()?;
+        let label = options.label.as_str().into();
+        let record = Arc::new(TxnRecord::new(id, label, Some(session)).charged(charge));
+        let is_first = self.named_txns.alter(&id, |slot| {
+            let is_first = slot.is_none();
+            slot.get_or_insert_with(|| Arc::clone(&record));
+            is_first
+        });
+        if !is_first {
+            self.txns.leave();
+            return Err(Error::new(
+                ErrorKind::ClaimRefused,
+                "another session has claimed this transaction",
+            )
+            .with("txn", id));
         }
         Ok(record)
     }

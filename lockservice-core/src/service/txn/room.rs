@@ -19,7 +19,11 @@ use crate::table::LockEngine;
 impl ServiceInner {
     /// Makes room for locks of these items. True if the transaction may hold more than before.
     /// Fails with `ResourceExhausted` if the client has no room for them; then nothing is changed.
-    pub(super) fn make_room(&self, txn: &TxnRecord, items: &[LockItem]) -> Result<bool> {
+    pub(in crate::service) fn make_room(
+        &self,
+        txn: &TxnRecord,
+        items: &[LockItem],
+    ) -> Result<bool> {
         let Some(charge) = txn.charge() else { return Ok(false) };
         let (at_engine, more) = (txn.at_engine(), LockEngine::bytes_for(items));
         if at_engine.bytes_at_most() + more <= charge.reserved() {

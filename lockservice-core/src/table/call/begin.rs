@@ -53,16 +53,17 @@ pub(in crate::table) fn put_in_order(request: &mut LockRequest, most: usize) -> 
 }
 
 impl EngineState {
-    /// Begins a call, whose items are [in order](put_in_order). A call that is granted here, in one
-    /// slice, never conflicted with any other.
+    /// Begins a call, whose items are [in order](put_in_order), or a claim under the token
+    /// `claimed`. A call that is granted here, in one slice, never conflicted with any other.
     pub(in crate::table) fn lock(
         &mut self,
         (txn, seq): (TxnId, HoldSeq),
         request: LockRequest,
         ancestors: &[TxnId],
+        claimed: Option<FencingToken>,
         now: Time,
     ) -> Started {
-        let mut call = match self.accept((txn, seq), request, ancestors, now) {
+        let mut call = match self.accept((txn, seq), request, ancestors, claimed, now) {
             Ok(accepted) => accepted,
             Err(error) => return Started::Done(Err(error)),
         };
@@ -87,6 +88,7 @@ impl EngineState {
         (txn, seq): (TxnId, HoldSeq),
         request: LockRequest,
         ancestors: &[TxnId],
+        claimed: Option<FencingToken>,
         now: Time,
     ) -> Result<EngineCall> {
         self.check_not_sealed()?;
@@ -113,6 +115,7 @@ impl EngineState {
             covered: FencingToken::new(0),
             token: None,
             without_token: 0,
+            claimed,
             waited: false,
             conflict: None,
             prev_commit: None,

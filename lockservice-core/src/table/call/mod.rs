@@ -83,6 +83,8 @@ pub(super) struct EngineCall {
     pub(super) token: Option<FencingToken>,
     /// The number of changes, the first ones, that do not have the token yet.
     pub(super) without_token: usize,
+    /// The token of a claim (P6), which draws none.
+    pub(super) claimed: Option<FencingToken>,
     pub(super) waited: bool,
     /// The first conflicting holder or waiter that it met.
     pub(super) conflict: Option<Conflict>,

@@ -107,6 +107,7 @@ fn table(group: &str, name: &str, number: u64) -> TableRecord {
             owner: ServiceId::new(number + 1),
             version: BindVersion::new(number + 2),
         }],
+        claimable_from: Default::default(),
     }
 }
 
@@ -117,6 +118,7 @@ fn service(id: u64, state: ServiceState) -> ServiceRecord {
         nonce: Nonce::new(u64::MAX - id),
         address: format!("127.0.0.1:{id}"),
         state,
+        succession: Default::default(),
     }
 }
 

@@ -143,6 +143,11 @@ impl TxnQueue {
         }
     }
 
+    /// The queue of a transaction that was claimed (P6): operations before `next` were decided.
+    pub(in crate::service) fn continued(txn: Arc<TxnRecord>, next: Sequence) -> Self {
+        Self { next, numbered_by: Some(NumberedBy::Client), ..Self::new(txn) }
+    }
+
     /// The sequence of an operation whose client gives it none (0), or gives it `sequence`.
     ///
     /// Fails with `InvalidArgument` if the transaction's operations were numbered by the other side

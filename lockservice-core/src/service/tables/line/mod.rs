@@ -59,6 +59,8 @@ pub(in crate::service) struct Requested {
     pub(in crate::service) escalate: bool,
     /// When its turn in its transaction came.
     pub(in crate::service) since: Time,
+    /// When it came first: before that if it has waited at an earlier incarnation (P6).
+    pub(in crate::service) came: Time,
 }
 
 /// A call that was made at the engine.
@@ -89,7 +91,11 @@ pub(in crate::service) struct LastOwner {
 
 /// The position of a call in the line of its table: a later call has a larger one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub(in crate::service) struct LinePosition(u64);
+pub(in crate::service) struct LinePosition {
+    /// When it came, at this incarnation or at an earlier one (P6).
+    came: Time,
+    number: u64,
+}
 
 /// Every line of a service.
 #[derive(Debug, Default)]
@@ -99,8 +105,8 @@ pub(in crate::service) struct Lines {
     waiting: usize,
     /// The number of lines that are [deserted](Line::is_deserted).
     deserted: usize,
-    /// The next position.
-    next: LinePosition,
+    /// The number of the next position.
+    next: u64,
 }
 
 #[derive(Debug, Default)]
@@ -112,9 +118,12 @@ struct Line {
     owner: Option<LastOwner>,
     /// The table is bound, and its calls are being made: so far it is not among those owned.
     bound: Option<TableHandle>,
+    /// The table takes claims under that bind, and nothing else is granted in it (P6).
+    takes_claims: bool,
     /// True if no call stands in it, and its binder waits for a response.
     is_deserted: bool,
-    /// Notified when the last call leaves, and when one comes to a deserted line.
+    /// Notified when the last call leaves, when one comes to a deserted line, and when the claims
+    /// of the table may be over.
     deserted: Arc<Notify>,
 }
 
@@ -161,8 +170,8 @@ impl Lines {
             )
             .with("limit", "waiters_max"));
         }
-        let position = self.next;
-        self.next = LinePosition(position.0 + 1);
+        let position = LinePosition { came: waiter.requested.came, number: self.next };
+        self.next += 1;
         self.waiting += 1;
         let is_new = !self.lines.contains_key(table);
         let line = self.lines.entry(table.clone()).or_default();
@@ -272,6 +281,36 @@ impl Lines {
         }
     }
 
+    /// From here on a table takes claims under `bound`: its line stays until they are over. Returns
+    /// what is [returned](Joined::new_line) to the first call of a line, if the table has none.
+    pub(in crate::service) fn begin_claims(
+        &mut self,
+        table: &TableRef,
+        bound: &TableHandle,
+    ) -> Option<Arc<Notify>> {
+        let is_new = !self.lines.contains_key(table);
+        let line = self.lines.entry(table.clone()).or_default();
+        (line.bound, line.takes_claims) = (Some(bound.clone()), true);
+        if std::mem::take(&mut line.is_deserted) {
+            self.deserted -= 1;
+        }
+        is_new.then(|| Arc::clone(&line.deserted))
+    }
+
+    /// The claims of a table are over: its binder hands it over to the calls of the line.
+    pub(in crate::service) fn end_claims(&mut self, table: &TableRef) {
+        if let Some(line) = self.lines.get_mut(table) {
+            line.takes_claims = false;
+        }
+    }
+
+    /// Wakes the binder of a table, whose claims may be over.
+    pub(in crate::service) fn look_again(&self, table: &TableRef) {
+        if let Some(line) = self.lines.get(table) {
+            line.deserted.notify_one();
+        }
+    }
+
     /// The bind under which the calls of a line are being made.
     pub(in crate::service) fn handed(&self, table: &TableRef) -> Option<TableHandle> {
         self.lines.get(table)?.bound.clone()
@@ -288,7 +327,7 @@ impl Lines {
 
     /// Ends a line in which no call stands; false if one does.
     pub(in crate::service) fn end_if_deserted(&mut self, table: &TableRef) -> bool {
-        if self.lines.get(table).is_some_and(|line| !line.waiting.is_empty()) {
+        if self.lines.get(table).is_some_and(|line| !line.waiting.is_empty() || line.takes_claims) {
             return false;
         }
         self.remove(table);
@@ -299,7 +338,7 @@ impl Lines {
     /// [`DESERTED_MAX`] of them are kept; one more is ended.
     pub(in crate::service) fn desert(&mut self, table: &TableRef) -> Desertion {
         let Some(line) = self.lines.get_mut(table) else { return Desertion::Ended };
-        if !line.waiting.is_empty() {
+        if !line.waiting.is_empty() || line.takes_claims {
             return Desertion::Occupied;
         }
         if !line.is_deserted {
@@ -346,6 +385,7 @@ mod tests {
             wait: WaitPolicy::Wait,
             escalate: false,
             since: Time::ZERO,
+            came: Time::ZERO,
         };
         let waiter = Waiter { requested, response: oneshot::channel().0 };
         lines.join(&table(number), waiter, usize::MAX).expect("room")
