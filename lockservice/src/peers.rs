@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClaimedTable, ClusterNodes,
-    CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns,
-    Progress, Registration, Released, Report, ReservedTokens, TableClaim, TxnRange,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, ClaimedTable,
+    ClusterNodes, CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator,
+    OriginTxns, Progress, Registration, Released, Report, ReservedTokens, TableClaim, TxnRange,
 };
 use lockservice_core::store::{ClusterId, TableHolders};
 use lockservice_core::{

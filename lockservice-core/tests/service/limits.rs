@@ -87,7 +87,7 @@ async fn a_transaction_that_holds_for_too_long_is_killed_with_the_reason_and_not
     );
     let why = lost[0].1.to_string();
     assert!(why.contains("limit longest-hold for the prefix \"t\"") && why.contains("8s"), "{why}");
-    assert_eq!(kills(&service), [0, 1, 0]);
+    assert_eq!(kills(&service), [0, 1, 0, 0]);
     assert_eq!(released(session.submit(op(1, 3), Operation::End { commit: None }).await), 2);
     assert_eq!(released(session.submit(op(2, 2), Operation::End { commit: None }).await), 1);
 }
@@ -136,7 +136,7 @@ async fn a_transaction_that_holds_and_makes_no_call_is_killed_but_one_that_waits
     assert!(!is_lost(&busy) && !is_lost(&waiter), "{:?}", (busy.lost_txns(), waiter.lost_txns()));
     let lost = session.lost_txns();
     assert!(lost[0].1.to_string().contains("longest-idle-hold"), "{lost:?}");
-    assert_eq!(kills(&service), [0, 0, 1]);
+    assert_eq!(kills(&service), [0, 0, 1, 0]);
     // Its wait is over, and so is what it counted for.
     done(busy.submit(op(1, 14), Operation::End { commit: None }).await);
     locked(waits.await);
@@ -166,7 +166,7 @@ async fn limits_that_are_set_later_count_from_then_on_for_what_is_held() {
     renews(&session, 2 * SECOND).await;
     assert_eq!(session.lost_txns().len(), 2);
     assert_eq!(embedded.promise().expect_err("too long").kind(), ErrorKind::TxnKilled);
-    assert_eq!(kills(&service), [0, 3, 0]);
+    assert_eq!(kills(&service), [0, 3, 0, 0]);
 }
 
 #[tokio::test(start_paused = true)]

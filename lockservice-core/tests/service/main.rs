@@ -12,6 +12,7 @@
 //! | `operations.rs` | operations of a session: in order, once, and bounded (T2) |
 //! | `promises.rs` | lapsed promises, and the fate of their locks (P1, C4, C5) |
 //! | `quotas.rs` | what one client may use, and what it returns |
+//! | `reclaim.rs` | claims of what was held before a restart (P6) |
 //! | `roll_back.rs` | roll-backs, and the items on which later calls rely |
 //! | `rows.rs` | rows that an embedder locks at once |
 //! | `stop.rs` | the start, the stop and the seal of a service (B1, B2) |
@@ -26,6 +27,7 @@ mod locks;
 mod operations;
 mod promises;
 mod quotas;
+mod reclaim;
 mod roll_back;
 mod rows;
 mod stop;

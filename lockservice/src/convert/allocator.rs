@@ -16,7 +16,8 @@ use lockservice_core::{
 };
 
 use super::{
-    bind_from_proto, bind_status_from_proto, bind_status_to_proto, bind_to_proto, millis_down,
+    bind_from_proto, bind_status_from_proto, bind_status_to_proto, bind_to_proto, left_from_proto,
+    left_to_proto, millis_down,
 };
 use crate::proto;
 

@@ -100,8 +100,7 @@ pub fn claimed_to_proto(claimed: &ClaimedTable) -> proto::ClaimTableResponse {
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
 pub fn claimed_from_proto(claimed: proto::ClaimTableResponse) -> Result<ClaimedTable> {
-    let bound =
-        claimed.bound.ok_or_else(|| invalid("a response about a bind comes without it"))?;
+    let bound = claimed.bound.ok_or_else(|| invalid("a response about a bind comes without it"))?;
     let holders = claimed.holders.into_iter().map(HolderMark::new).collect();
     Ok(ClaimedTable {
         bound: bound_from_proto(bound)?,

@@ -92,9 +92,8 @@ impl OpReader {
                     return Ok(ReadOp { requested: Requested::Goodbye, quiet });
                 }
                 Some(Op::Claim(claim)) => {
-                    let requested = self
-                        .claim(&claim)
-                        .map_or_else(Requested::Refused, Requested::Claim);
+                    let requested =
+                        self.claim(&claim).map_or_else(Requested::Refused, Requested::Claim);
                     return Ok(ReadOp { requested, quiet });
                 }
                 Some(Op::ClaimsDone(done)) => {
@@ -149,11 +148,7 @@ impl OpReader {
                 Operation::Cancel { sequence: Sequence::new(cancel.cancelled) },
             )),
             // The stream takes the others itself.
-            Op::Hello(_)
-            | Op::Heartbeat(_)
-            | Op::Goodbye(_)
-            | Op::Claim(_)
-            | Op::ClaimsDone(_) => {
+            Op::Hello(_) | Op::Heartbeat(_) | Op::Goodbye(_) | Op::Claim(_) | Op::ClaimsDone(_) => {
                 Err(invalid("a stream carries one session: hello comes first, and once"))
             }
         }

@@ -243,7 +243,7 @@ impl Lines {
             // A call that has gone needs no response.
             drop(waiter.response.send(Err(refusal.at_once(table, now))));
         }
-        if line.waiting.is_empty() {
+        if line.waiting.is_empty() && !line.takes_claims {
             line.deserted.notify_one();
         }
         line.refusal = Some(refusal);
