@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lockservice::client::{Client, ClusterAdmin, ClusterList};
 use lockservice::peers::{GrpcPeers, Patience};
-use lockservice::server::{PeerServer, Server, ServerSettings, ServiceHost};
+use lockservice::server::{PeerServer, Server, ServerSettings, ServiceHost, Stop};
 use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, CommitWindow, ElectedAllocator, LockTableAllocator,
     PresentedBind, Role,
@@ -94,8 +94,11 @@ impl Node {
         let (stop, stopped) = oneshot::channel::<()>();
         let elected = Arc::clone(&allocator);
         let serving = tokio::spawn(async move {
-            let stopped =
-                server.run(async { drop(stopped.await) }).await.expect("the listener works");
+            let stop = async {
+                drop(stopped.await);
+                Stop::Drain
+            };
+            let stopped = server.run(stop).await.expect("the listener works");
             elected
                 .shutdown(stopped.confirmed, Duration::from_secs(1))
                 .await

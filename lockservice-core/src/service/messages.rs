@@ -291,4 +291,6 @@ pub struct Stopped {
     /// True if everything was released and the lease resigned: the next start need not wait.
     /// False if some session did not confirm in time that its work had stopped (P5).
     pub resigned: bool,
+    /// The number of tables that were left held, for a restart (P6): they wait for their holders.
+    pub held: usize,
 }

@@ -383,7 +383,7 @@ impl LockService {
         inner.seal(shutting_down());
         // A sealed service is not waited for, even if sessions are still open.
         let confirmed = gone && inner.sessions.is_empty() && inner.txns.is_zero();
-        Stopped { confirmed, resigned }
+        Stopped { confirmed, resigned, held: 0 }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A node: its listener, its place in the cluster, and its service, from the first try to start to
 //! the last word when it stops.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -22,8 +23,8 @@ use super::starting::{Joined, Waiting, await_role, open_store};
 use crate::metrics::{MetricsServer, NodeMetrics};
 use crate::peers::{GrpcPeers, Patience};
 use crate::server::{
-    Access, PeerServer, Server, ServerListener, ServerSettings, ServerTls, ServiceHost, may_pass,
-    start_patiently,
+    Access, PeerServer, Server, ServerListener, ServerSettings, ServerTls, ServiceHost, Stop,
+    may_pass, start_patiently,
 };
 
 /// A node that has started and does not serve yet.
@@ -48,7 +49,13 @@ pub(crate) struct Node {
     pub(crate) store: String,
     /// Locked for as long as the process may act as the node.
     state: Option<Arc<NodeState>>,
+    /// The way in which it stops.
+    stop: Stop,
 }
+
+/// The longest time that a stop for a restart waits for commits in flight before it gives the
+/// leadership up.
+const RESTART_MAX: Duration = Duration::from_millis(200);
 
 impl Node {
     /// Starts a node. It waits for anything that time may cure, and reports it to `waiting`: a
@@ -164,6 +171,8 @@ impl Node {
             tls,
             store: described,
             state,
+            // A store that forgets everything leaves nothing to claim.
+            stop: if config.drain_stop || settings.volatile { Stop::Drain } else { Stop::Restart },
         })
     }
 
@@ -173,20 +182,26 @@ impl Node {
         let Self { mut server, mut peers, allocator, host, settings, .. } = self;
         let (_metrics, _state) = (self.metrics, self.state);
         let over = OnceLock::new();
+        let how = self.stop;
         let stop = async {
             let why = tokio::select! {
-                () = stop => return,
+                () = stop => return how,
                 why = host.ended() => why,
                 why = stopped_by_itself(&allocator) => why,
                 why = broken(&mut peers) => why,
             };
             drop(over.set(why));
+            Stop::Drain
         };
         let service = server.run(stop).await;
         let quiet = service.as_ref().is_ok_and(|stopped| stopped.confirmed);
         // The connections are still there: other nodes learn at once that they must look for
         // another leader.
-        let left = allocator.shutdown(quiet, Duration::from_millis(settings.grace_ms)).await;
+        let grace = match how {
+            Stop::Restart => RESTART_MAX,
+            Stop::Drain => Duration::from_millis(settings.grace_ms),
+        };
+        let left = allocator.shutdown(quiet, grace).await;
         server.close().await;
         if let Some(peers) = peers {
             peers.close().await;
@@ -196,8 +211,10 @@ impl Node {
         }
         let service = service?;
         Ok(match left {
+            _ if how == Stop::Restart && !service.resigned => Ending::AsAfterACrash,
             _ if !service.confirmed => Ending::NotConfirmed,
             _ if !service.resigned => Ending::LeaseKept,
+            Ok(left) if left.resigned && service.held > 0 => Ending::ForRestart(service.held),
             Ok(left) if left.resigned => Ending::Everything,
             Ok(_) | Err(_) => Ending::LeadershipKept,
         })
@@ -209,6 +226,10 @@ impl Node {
 pub(crate) enum Ending {
     /// Everything was confirmed as released.
     Everything,
+    /// So many tables are left held, for a restart.
+    ForRestart(usize),
+    /// It stopped for a restart, and could not say who holds what.
+    AsAfterACrash,
     /// A client did not confirm that its work has ended.
     NotConfirmed,
     /// The lease was not returned: no allocator accepted it.
@@ -219,9 +240,21 @@ pub(crate) enum Ending {
 
 impl Ending {
     /// The meaning for the next start.
-    pub(crate) fn sentence(self) -> &'static str {
-        match self {
+    pub(crate) fn sentence(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Everything => "stopped: everything was given back",
+            Self::ForRestart(tables) => {
+                let held = if tables == 1 { "table" } else { "tables" };
+                return Cow::Owned(format!(
+                    "stopped for a restart: the locks in {tables} {held} stay held, and the next \
+                     start takes their holders in if it comes in time (--drain-stop has them stop)"
+                ));
+            }
+            Self::AsAfterACrash => {
+                "stopped for a restart: the locks stay held; a commit was in flight, or no \
+                    allocator took the lease back, so that the tables wait at the next start as \
+                    after a crash"
+            }
             Self::NotConfirmed => {
                 "stopped, but a client did not confirm in time that its work has ended: the next \
                     start waits until its promise has run out"
@@ -235,9 +268,10 @@ impl Ending {
                  the store did not respond): \
                  the next leader waits until it has run out"
             }
-        }
+        })
     }
 }
+
 /// Resolves when the allocator has stopped by itself: its exclusive store failed, or was taken
 /// over.
 async fn stopped_by_itself(allocator: &ElectedAllocator) -> Error {

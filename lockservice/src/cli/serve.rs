@@ -153,7 +153,7 @@ async fn serve(config: Config, read: SettingsRead, json: bool) -> Result<u8, Fai
             ));
         }
     };
-    say_note(json, ending.sentence());
+    say_note(json, &ending.sentence());
     Ok(0)
 }
 

@@ -17,6 +17,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("node", "name of this node; empty: the machine's"),
     ("state_dir", "folder by which the next process takes over; empty: the user's state"),
     ("insecure", "serve addresses other than loopback without TLS, or to everyone"),
+    ("drain_stop", "stop for good: have the clients stop their work, and wait for them"),
     ("tls.cert", "PEM file of this node's certificate; empty: no TLS"),
     ("tls.key", "PEM file of its private key"),
     ("tls.client_ca", "PEM file of the CAs of clients and nodes; empty: they need no certificate"),

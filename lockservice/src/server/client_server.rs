@@ -22,6 +22,19 @@ use crate::metrics::RpcMetrics;
 use crate::proto;
 use crate::proto::allocator_server::AllocatorServer;
 
+/// The way in which a server stops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// For a restart (P6): nobody's work ends, and it takes less than a second. What is held stays
+    /// held, and the clients claim it at the node's next process, if that comes in time.
+    Restart,
+    /// For good: the sessions are told to stop their work, and waited for up to the grace.
+    Drain,
+}
+
+/// The longest time that a stop for a restart waits for commits in flight, and for an allocator.
+const RESTART_MAX: Duration = Duration::from_millis(500);
+
 /// A gRPC server that listens to clients. `Allocator` serves at once, for calls to the leader may
 /// come before this node's own service can start. The rest fails with `Unavailable` until the
 /// service [stands](Self::host). Dropping it closes every connection.
@@ -110,9 +123,9 @@ impl Server {
         self.allocator_health.spawn(health::follow_roles(self.health.clone(), roles));
     }
 
-    /// Serves until `stop` resolves, then stops the service in order: notifies the sessions, ends
-    /// every wait, waits up to the grace for the sessions to close, and resigns the lease if all
-    /// did. The connections stay, and the allocator still serves.
+    /// Serves until `stop` resolves, then stops the service in the way that it says. To drain it
+    /// notifies the sessions, ends every wait, waits up to the grace for the sessions to close, and
+    /// resigns the lease if all did. The connections stay, and the allocator still serves.
     ///
     /// # Errors
     /// `Unavailable` if the listener breaks: nothing was waited for, and the caller starts the node
@@ -121,18 +134,20 @@ impl Server {
     /// # Cancel safety
     /// Dropped before `stop` has resolved, it changes nothing. Dropped later, it leaves the service
     /// stopping; call it again.
-    pub async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<Stopped> {
-        let broken = tokio::select! {
-            () = stop => None,
-            why = self.serving.broken() => Some(why),
+    pub async fn run(&mut self, stop: impl Future<Output = Stop>) -> Result<Stopped> {
+        let (stop, broken) = tokio::select! {
+            stop = stop => (stop, None),
+            // Nobody can be told anything any more.
+            why = self.serving.broken() => (Stop::Restart, Some(why)),
         };
         // From here on the incarnation is not replaced.
         self.locks_health.shutdown().await;
         health::set_locks(&self.health, false).await;
-        let grace = if broken.is_some() { 0 } else { self.settings.grace_ms };
-        let stopped = match self.slot.host() {
-            Some(host) => host.stop(Duration::from_millis(grace)).await,
-            None => Stopped { resigned: true, confirmed: true },
+        let grace = Duration::from_millis(self.settings.grace_ms);
+        let stopped = match (self.slot.host(), stop) {
+            (Some(host), Stop::Restart) => host.stop_for_restart(RESTART_MAX).await,
+            (Some(host), Stop::Drain) => host.stop(grace).await,
+            (None, _) => Stopped { resigned: true, confirmed: true, held: 0 },
         };
         broken.map_or(Ok(stopped), Err)
     }

@@ -137,6 +137,16 @@ impl ServiceHost {
         self.0.successor.abort();
         self.current().shutdown(grace).await
     }
+
+    /// Stops the node for a restart; see [`LockService::stop_for_restart`]. No further incarnation
+    /// starts in this process.
+    ///
+    /// # Cancel safety
+    /// Dropped halfway it leaves the node stopping; call it again.
+    pub async fn stop_for_restart(&self, longest: Duration) -> Stopped {
+        self.0.successor.abort();
+        self.current().stop_for_restart(longest).await
+    }
 }
 
 /// Starts the incarnation after `last`, without a time limit: the allocator may refuse it until the

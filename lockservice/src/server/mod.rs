@@ -67,7 +67,7 @@ use lockservice_core::service::Stopped;
 
 pub(crate) use self::access::Principal;
 pub use self::access::{Access, AccessRole, ClientLimits, IdentitySettings};
-pub use self::client_server::Server;
+pub use self::client_server::{Server, Stop};
 pub use self::host::ServiceHost;
 #[cfg(feature = "cli")]
 pub(crate) use self::host::{may_pass, start_patiently};
@@ -80,8 +80,8 @@ pub(crate) use self::slot::Slot;
 #[cfg(feature = "tls")]
 pub use crate::tls::{ServerTls, TlsSettings};
 
-/// Serves a node that stands until `stop` resolves, then stops in order and closes the connections:
-/// see [`Server::run`].
+/// Serves a node that stands until `stop` resolves, then stops in the way that it says and closes the
+/// connections: see [`Server::run`].
 ///
 /// If several nodes share a store, use [`Server`] and [`PeerServer`] instead.
 ///
@@ -94,7 +94,7 @@ pub async fn serve(
     listener: impl Into<ServerListener>,
     host: ServiceHost,
     settings: ServerSettings,
-    stop: impl Future<Output = ()>,
+    stop: impl Future<Output = Stop>,
 ) -> Result<Stopped> {
     let mut server = Server::start(listener, host.allocator(), settings).await?;
     server.host(host).await;

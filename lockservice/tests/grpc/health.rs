@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::spec;
 use lockservice::client::Client;
-use lockservice::server::{Server, ServerSettings, ServiceHost};
+use lockservice::server::{Server, ServerSettings, ServiceHost, Stop};
 use lockservice_core::NodeName;
 use lockservice_core::Nonce;
 use lockservice_core::allocator::{
@@ -123,7 +123,7 @@ async fn locks_are_reported_as_served_only_while_the_node_has_its_lease() {
         Client::connect(&address).await.expect("listens").session(None).await.expect("serves");
     drop(session.lock(spec("k")).await.expect("served"));
     session.close().await.expect("acknowledged");
-    let stop = tokio::spawn(async move { server.run(async {}).await.map(|_| server) });
+    let stop = tokio::spawn(async move { server.run(async { Stop::Drain }).await.map(|_| server) });
     locks.becomes(ServingStatus::NotServing).await;
     whole.becomes(ServingStatus::NotServing).await;
     stop.await.expect("no panic").expect("stops").close().await;

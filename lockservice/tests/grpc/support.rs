@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use lockservice::server::{ServerSettings, ServiceHost, serve};
+use lockservice::server::{ServerSettings, ServiceHost, Stop, serve};
 use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator};
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::{LockSpec, ServiceParts, Stopped};
@@ -63,6 +63,7 @@ impl Served {
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(serve(listener, host.clone(), settings, async {
             let _ = stopped.await;
+            Stop::Drain
         }));
         Self { address, host, stop: Some(stop), task }
     }

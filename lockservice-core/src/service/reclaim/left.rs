@@ -53,7 +53,9 @@ impl LockService {
         });
         inner.close();
         inner.engine.seal(restarting);
-        let resigned = match inner.held() {
+        let held = inner.held();
+        let tables = held.as_ref().map_or(0, Vec::len);
+        let resigned = match held {
             _ if inner.is_sealed() => false,
             Some(held) => {
                 let resign = inner.parts.allocator.resign_held(inner.id, inner.nonce, &held);
@@ -79,7 +81,7 @@ impl LockService {
             }
         };
         inner.seal(restarting());
-        Stopped { confirmed: resigned, resigned }
+        Stopped { confirmed: resigned, resigned, held: tables }
     }
 }
 

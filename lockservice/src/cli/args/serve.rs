@@ -20,8 +20,10 @@ A password in --store can be read by every user of the machine (ps). Give the UR
 LOCKSERVICE_STORE instead, or as `store` in a --config file that only this user may read. For \
 PostgreSQL the URL can do without it: PGPASSWORD, or the password file of PGPASSFILE (~/.pgpass).
 
-The first SIGINT or SIGTERM stops the server in order: its locks are given up, and the next start \
-need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the \
+SIGINT or SIGTERM stops the server for a restart, in less than a second: nobody's work ends, and \
+what is held stays held if the next start comes before the clients' time is up. With --drain-stop \
+or a store in memory it has the clients stop their work, and gives all locks up. Another signal, \
+a second later or more, stops it at once. SIGHUP means that the \
 terminal \
 has gone if the server was started from one; else certificates, identities, limits of tables and \
 the setting `log` of --config are read again. The first three are read again without it too, some \
@@ -151,6 +153,10 @@ pub(crate) struct ServeArgs {
     /// [default: 10s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) session_ttl: Option<Duration>,
+    /// Stop for good: tell the sessions to stop their work, and wait for them [default: what is held
+    /// stays held over a restart].
+    #[arg(long)]
+    pub(crate) drain_stop: bool,
     /// How long a table is kept in which nothing is locked, for example 12h; 0 for ever [default:
     /// 1d].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -185,6 +191,7 @@ impl ServeArgs {
             ("--lease-ttl", self.lease_ttl.is_some()),
             ("--start-timeout", self.start_timeout.is_some()),
             ("--session-ttl", self.session_ttl.is_some()),
+            ("--drain-stop", self.drain_stop),
             ("--table-idle", self.table_idle.is_some()),
         ]
         .into_iter()

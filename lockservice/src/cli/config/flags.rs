@@ -37,6 +37,7 @@ impl Config {
         set_path(&mut self.peer_token_file, &args.peer_token_file);
         set_path(&mut self.identity_file, &args.identity_file);
         self.insecure |= args.insecure;
+        self.drain_stop |= args.drain_stop;
         let ms =
             |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         if let Some(ttl) = args.lease_ttl {

@@ -73,6 +73,9 @@ pub(crate) struct Config {
     pub(crate) state_dir: PathBuf,
     /// Serve addresses other than loopback without encryption and passwords. Default false.
     pub(crate) insecure: bool,
+    /// Stop for good, as the last stop of a node: tell the sessions to stop their work, and wait
+    /// for them. Default false: what is held stays held over a restart.
+    pub(crate) drain_stop: bool,
     /// The certificates. Default: none, so everything is in plain text.
     pub(crate) tls: TlsSettings,
     /// The token with which this node calls other nodes, in a file. Default (empty): none.
@@ -112,6 +115,7 @@ impl Default for Config {
             node: String::new(),
             state_dir: PathBuf::new(),
             insecure: false,
+            drain_stop: false,
             tls: TlsSettings::default(),
             peer_token_file: PathBuf::new(),
             identity_file: PathBuf::new(),
