@@ -85,6 +85,12 @@ async fn welcomed(shared: &SessionShared, mut connected: Connected) -> Result<Co
             service = connected.welcome.service,
             "the server was restarted: what the session holds was claimed"
         );
+    } else if connected.welcome.service != shared.service().get() {
+        // Its claims would have to be made: what was refused on a broken stream is not known here.
+        return Err(Error::new(
+            ErrorKind::Unavailable,
+            "another process of the server goes on with the session and takes no claims",
+        ));
     }
     shared.begin(&connected);
     Ok(connected)

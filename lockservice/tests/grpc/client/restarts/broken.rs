@@ -54,7 +54,7 @@ async fn a_lock_whose_server_restarts_is_sent_again_and_says_how_long_it_has_wai
     assert!(second.waited_ms > 0);
     assert_eq!(second, proto::LockOp { waited_ms: second.waited_ms, ..first });
     opened.stream.respond(id, locked(1, 11, LONG_MS));
-    waiting.await.expect("no panic").expect("granted by the next process");
+    let _held = waiting.await.expect("no panic").expect("granted by the next process");
     drop(old);
 }
 

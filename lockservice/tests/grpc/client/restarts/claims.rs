@@ -76,7 +76,7 @@ async fn a_session_claims_exactly_what_its_transactions_hold_and_goes_on_at_the_
         again.extend(txn.map(|txn| (txn.number, txn.sequence)));
     }
     assert_eq!(again, [(1, 3), (1, 4), (4, 1)]);
-    waiting.await.expect("no panic").expect("granted by the next process");
+    let _held = waiting.await.expect("no panic").expect("granted by the next process");
     assert_eq!(opened.session.service(), ServiceId::new(2));
     assert!(txn.lost_now().is_none() && other.lost_now().is_none());
 }
