@@ -105,6 +105,11 @@ impl FakeStream {
         self.respond(self.hello, Wire::Welcome(welcome));
     }
 
+    /// True if the client has ended the stream without another operation.
+    pub(crate) async fn is_over(&mut self) -> bool {
+        self.ops.is_empty() && matches!(self.requests.message().await, Ok(None) | Err(_))
+    }
+
     /// Ends the stream.
     pub(crate) fn end(&mut self) {
         self.responses = mpsc::unbounded_channel().0;

@@ -20,7 +20,10 @@ async fn claims_are_made_again_if_the_stream_breaks_and_another_node_gets_none()
     let other = proto::Welcome { node: "node-2".to_owned(), ..process(9) };
     let hello = opened.restart(other, LONG_MS).await;
     assert_eq!(hello.service, 1, "it is not one of the second process yet");
-    let hello = opened.restart(process(3), LONG_MS).await;
+    let mut of_other = opened.next_stream().await;
+    assert!(within(of_other.is_over()).await, "another node gets no claims");
+    let hello = within(opened.stream.hello()).await;
+    opened.stream.welcome(process(3), LONG_MS);
     assert_eq!((hello.service, hello.claims), (1, true));
     let again = opened.take_claims(LONG_MS).await;
     assert_eq!(again, [claims[0].1.clone()]);
@@ -28,6 +31,17 @@ async fn claims_are_made_again_if_the_stream_breaks_and_another_node_gets_none()
     within(connected.wait_for(|connected| *connected)).await.expect("it goes on");
     assert_eq!(opened.session.service(), ServiceId::new(3));
     assert!(guard.lost_now().is_none());
+}
+
+#[tokio::test]
+async fn a_process_that_says_nothing_of_claims_does_not_have_them() {
+    let mut opened = open(LONG_MS).await;
+    let _guard = opened.lock(spec("a"), 1, LONG_MS).await;
+    let forgetful = proto::Welcome { reclaim: false, ..process(2) };
+    opened.restart(forgetful, LONG_MS).await;
+    let mut old = opened.next_stream().await;
+    assert!(within(old.is_over()).await, "nothing is sent to it");
+    assert_eq!(within(opened.stream.hello()).await.service, 1);
 }
 
 #[tokio::test]
