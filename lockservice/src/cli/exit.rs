@@ -104,6 +104,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
         | ErrorKind::Deadlock
         | ErrorKind::Reassigning
         | ErrorKind::BindChanged
+        | ErrorKind::ClaimRefused
         | ErrorKind::SpansNodes
         | ErrorKind::TxnNotFound
         | ErrorKind::TableInUse
@@ -111,6 +112,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
         ErrorKind::ResourceExhausted => LIMIT,
         ErrorKind::Cancelled => INTERRUPTED,
         ErrorKind::Unavailable
+        | ErrorKind::Restarting
         | ErrorKind::ShuttingDown
         | ErrorKind::SessionLost
         | ErrorKind::LeaseLost

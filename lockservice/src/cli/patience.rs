@@ -53,7 +53,10 @@ impl Patience {
 
     /// The pause before the next try; `None` if `failure` is the end.
     pub(super) fn after(&mut self, failure: &Failure, now: Time) -> Option<Duration> {
-        if !self.waits || !self.met || failure.status != exit::UNAVAILABLE {
+        // A wait that the next process of its server did not take over begins again.
+        let is_away =
+            failure.status == exit::UNAVAILABLE || failure.kind == ErrorKind::ClaimRefused.name();
+        if !self.waits || !self.met || !is_away {
             return None;
         }
         // The command waited at a server until now, and holds nothing.
@@ -110,6 +113,12 @@ mod tests {
         assert!(patience.after(&failed(ErrorKind::SessionLost), at(3_000)).is_some());
         assert!(patience.after(&failed(ErrorKind::Unavailable), at(3_050)).is_some());
         assert_eq!(patience.after(&failed(ErrorKind::Unavailable), at(3_060)), None);
+    }
+
+    #[test]
+    fn a_wait_that_a_restarted_server_did_not_take_over_begins_again() {
+        let again = patience(true, None).after(&failed(ErrorKind::ClaimRefused), at(0));
+        assert!(again.is_some());
     }
 
     #[test]

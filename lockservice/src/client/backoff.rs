@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 /// The first and the longest pause between two attempts to connect again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+///
+/// The longest is short: after a restart of a server the locks of its tables go to others when all
+/// that were held are claimed (P6).
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 /// The pauses between attempts to connect again: none before the first, then longer and longer
 /// ones. A stream that was welcomed and ends at once counts as a failed attempt too.
@@ -16,6 +19,11 @@ impl Backoff {
         if lived >= BACKOFF.1 {
             self.0 = Duration::ZERO;
         }
+    }
+
+    /// The server said that it stops: there is a pause before the first attempt too.
+    pub(super) fn restarting(&mut self) {
+        self.0 = self.0.max(BACKOFF.0);
     }
 
     /// The pause before the next attempt. It is shortened at random, so that not all clients come
@@ -43,5 +51,12 @@ mod tests {
         assert!(waited >= BACKOFF.1 * 6, "{waited:?}");
         backoff.lived(BACKOFF.1);
         assert_eq!(backoff.next(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_server_that_said_that_it_stops_is_not_called_at_once() {
+        let mut backoff = Backoff::default();
+        backoff.restarting();
+        assert!((BACKOFF.0 / 2..=BACKOFF.0).contains(&backoff.next()));
     }
 }

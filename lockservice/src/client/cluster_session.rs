@@ -176,7 +176,7 @@ impl ClusterSession {
         service: Option<ServiceId>,
     ) -> Result<Arc<Handle>> {
         let home = &self.home.shared;
-        if service == Some(home.info.service) || address == &*home.node.address {
+        if service == Some(home.service()) || address == &*home.node.address {
             return Ok(Arc::clone(&self.home));
         }
         let slot = self.slot(address)?;

@@ -79,7 +79,9 @@ pub(super) struct Node {
 /// serve as a new incarnation; `None` for any other `error`.
 fn pause_of_a_start(error: &Error) -> Option<Duration> {
     match error.kind() {
-        ErrorKind::LeaseLost => Some(error.retry_after().unwrap_or(START_PAUSE)),
+        ErrorKind::LeaseLost | ErrorKind::Restarting => {
+            Some(error.retry_after().unwrap_or(START_PAUSE))
+        }
         // The state of a server that cannot be reached is unknown.
         ErrorKind::Unavailable => error.retry_after().map(|pause| pause.max(START_PAUSE)),
         _ => None,
@@ -153,7 +155,10 @@ impl Client {
             tried += 1;
             let elsewhere = matches!(
                 error.kind(),
-                ErrorKind::Unavailable | ErrorKind::ShuttingDown | ErrorKind::LeaseLost
+                ErrorKind::Unavailable
+                    | ErrorKind::ShuttingDown
+                    | ErrorKind::LeaseLost
+                    | ErrorKind::Restarting
             );
             if !elsewhere {
                 return Err(error);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lockservice_core::clock::{Time, lo};
 use lockservice_core::{Advice, Error, ErrorKind, NodeName, Result, ServiceId, SessionId};
+use parking_lot::Mutex;
 use prost::bytes::{Bytes, BytesMut};
 use tokio::sync::{Semaphore, watch};
 use tonic::client::Grpc;
@@ -17,6 +18,7 @@ use super::connect::{Node, RESPONSE_BYTES_MAX};
 use super::node_session::{Closing, Handle, Info, SessionShared, deadline_passed};
 use super::outbox::{OpId, Outbox, ResponseEffect};
 use super::responses::{ResponseReader, goes_to_several, let_others_go_first, take_in};
+use super::resume::resume;
 use super::stream::Requests;
 use crate::channel::StreamChannel;
 use crate::convert::{error_from_proto, from_status, millis_up};
@@ -24,15 +26,17 @@ use crate::frame::{self, FrameCodec, Ops, SESSION_PATH};
 use crate::{codec, proto};
 
 /// The clock is read at least this often: timers do not count suspend.
-const TICK_MAX: Duration = Duration::from_secs(1);
+pub(super) const TICK_MAX: Duration = Duration::from_secs(1);
 
 /// A stream that was welcomed.
 #[derive(Debug)]
-struct Connected {
-    responses: Streaming<Bytes>,
-    welcome: proto::Welcome,
-    /// The time before the greeting was sent, from which its promise counts (P2).
-    sent: Time,
+pub(super) struct Connected {
+    pub(super) responses: Streaming<Bytes>,
+    pub(super) welcome: proto::Welcome,
+    /// The time before the greeting, or the last claim, was sent. The promise of the response
+    /// counts from it (P2).
+    pub(super) sent: Time,
+    pub(super) promised: Duration,
     _counted: StreamChannel,
 }
 
@@ -41,6 +45,8 @@ struct Connected {
 enum End {
     /// The connection broke; the session did not.
     Broken,
+    /// The server stops and is expected back.
+    Restarting,
     /// The session is over.
     Over,
 }
@@ -57,10 +63,9 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
     let welcome = &connected.welcome;
     let info = Info {
         session: SessionId::new(welcome.session),
-        service: ServiceId::new(welcome.service),
         node: NodeName::new(&welcome.node)?,
         ttl: Duration::from_millis(welcome.ttl_ms),
-        message_bytes_max: usize::try_from(welcome.message_bytes_max).unwrap_or(usize::MAX),
+        message_bytes_max: connected.message_bytes_max(),
         volatile: welcome.volatile,
     };
     let permits =
@@ -70,13 +75,15 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         cluster_session: OnceLock::new(),
         outbox,
         info,
+        service: Mutex::new(ServiceId::new(welcome.service)),
+        connected: watch::Sender::new(true),
         deadline: watch::Sender::new(Time::ZERO),
         lost: watch::Sender::new(None),
         losses: watch::Sender::new(0),
         closing: watch::Sender::new(Closing::No),
         locks: Arc::new(Semaphore::new(permits)),
     });
-    begin(&shared, &connected);
+    shared.begin(&connected);
     if let Err(e) = leaves_time_to_work(&shared, &connected) {
         // The session is closed, so that the server does not keep it for its TTL. If that fails,
         // the server does.
@@ -91,7 +98,7 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
 /// Fails with `InvalidArgument` if the protected work needs longer to stop than the server
 /// promises: the session would be lost at once, and so would every later one.
 fn leaves_time_to_work(shared: &SessionShared, connected: &Connected) -> Result<()> {
-    let promise = Duration::from_millis(connected.welcome.promise.unwrap_or_default().valid_for_ms);
+    let promise = connected.promised;
     let stop_time = shared.node.client.parts.stop_time;
     if stop_time.is_zero() || lo(promise) > stop_time {
         return Ok(());
@@ -106,8 +113,19 @@ fn leaves_time_to_work(shared: &SessionShared, connected: &Connected) -> Result<
     .with("promise", format!("{promise:?}")))
 }
 
+impl Connected {
+    /// The largest message that the server accepts.
+    pub(super) fn message_bytes_max(&self) -> usize {
+        usize::try_from(self.welcome.message_bytes_max).unwrap_or(usize::MAX)
+    }
+}
+
 /// Opens a stream and greets.
-async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Result<Connected> {
+pub(super) async fn connect(
+    node: &Node,
+    outbox: &Arc<Outbox>,
+    hello: proto::Hello,
+) -> Result<Connected> {
     let number = outbox.new_stream();
     let op =
         proto::ClientOp { id: OpId::HELLO.get(), op: Some(proto::client_op::Op::Hello(hello)) };
@@ -129,7 +147,9 @@ async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Resu
         let op: Option<proto::ServerOp> = op.map(|op| codec::decode(op.whole())).transpose()?;
         match op.and_then(|op| op.response) {
             Some(proto::server_op::Response::Welcome(welcome)) => {
-                Ok(Connected { responses, welcome, sent, _counted: counted })
+                let promised = welcome.promise.unwrap_or_default().valid_for_ms;
+                let promised = Duration::from_millis(promised);
+                Ok(Connected { responses, welcome, sent, promised, _counted: counted })
             }
             Some(proto::server_op::Response::Error(error)) => Err(error_from_proto(error)),
             _ => Err(Error::new(
@@ -153,19 +173,18 @@ async fn open_stream(channel: &StreamChannel, requests: Requests) -> Result<Stre
     Ok(responses.map_err(|status| from_status(&status))?.into_inner())
 }
 
-/// Takes a welcome into account and opens the outbox.
-fn begin(shared: &SessionShared, connected: &Connected) {
-    let promise = connected.welcome.promise.unwrap_or_default();
-    shared.renewed(connected.sent, Duration::from_millis(promise.valid_for_ms));
-    shared.outbox.open(shared.info.message_bytes_max);
-}
-
 async fn run(shared: Arc<SessionShared>, mut connected: Connected) {
     let mut closing = shared.closing.subscribe();
     let over = closing.wait_for(|closing| *closing != Closing::No);
     let session = async {
         let mut backoff = Backoff::default();
-        while let End::Broken = serve(&shared, connected, &mut backoff).await {
+        loop {
+            match serve(&shared, connected, &mut backoff).await {
+                End::Broken => {}
+                End::Restarting => backoff.restarting(),
+                End::Over => break,
+            }
+            shared.connected.send_replace(false);
             match resume(&shared, &mut backoff).await {
                 Some(resumed) => connected = resumed,
                 None => break,
@@ -207,8 +226,7 @@ async fn serve(shared: &SessionShared, connected: Connected, backoff: &mut Backo
 
 async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
     let mut responses = connected.responses;
-    let first = Duration::from_millis(connected.welcome.promise.unwrap_or_default().valid_for_ms);
-    let mut next_renewal = connected.sent + renewal_interval(shared, first);
+    let mut next_renewal = connected.sent + renewal_interval(shared, connected.promised);
     let mut reader = ResponseReader::default();
     let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
@@ -253,11 +271,12 @@ async fn take_frame(
     let gathering = goes_to_several(&frame).then(|| shared.outbox.gather());
     // P2: once for all grants of the frame. Each caller looks again.
     let accept = shared.check();
-    let (mut renewed, mut promise) = (false, None);
+    let (mut renewed, mut restarting, mut promise) = (false, false, None);
     let mut ops = Ops::of(frame);
     while let Some(op) = ops.next() {
         match op.map(|op| take_in(shared, reader, &op, &accept)) {
             Ok(ResponseEffect::None) => {}
+            Ok(ResponseEffect::Restarting) => restarting = true,
             Ok(ResponseEffect::Renewed(sent, promised)) => {
                 shared.renewed(sent, promised);
                 *next_renewal = sent + renewal_interval(shared, promised);
@@ -287,7 +306,7 @@ async fn take_frame(
         let_others_go_first().await;
         drop(gathering);
     }
-    Ok(renewed)
+    if restarting { Err(End::Restarting) } else { Ok(renewed) }
 }
 
 /// The stream ended with `error`.
@@ -296,8 +315,10 @@ fn broken(shared: &SessionShared, error: Error) -> End {
         shared.lose(error);
         return End::Over;
     }
-    if error.kind() == ErrorKind::ResourceExhausted {
-        shared.outbox.fail_large_locks(&error);
+    match error.kind() {
+        ErrorKind::Restarting => return End::Restarting,
+        ErrorKind::ResourceExhausted => shared.outbox.fail_large_locks(&error),
+        _ => {}
     }
     End::Broken
 }
@@ -328,43 +349,4 @@ fn renew_if_due(shared: &SessionShared, next_renewal: &mut Time) -> Duration {
         pause = pause.min(deadline.remaining(now));
     }
     pause.max(Duration::from_millis(1))
-}
-
-/// Resumes the session on a new stream (P3). `None` if that is no longer possible: then it is lost.
-async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Option<Connected> {
-    loop {
-        let clock = shared.node.client.clock();
-        let deadline = *shared.deadline.borrow();
-        let pause = backoff.next().min(deadline.remaining(clock.now()));
-        if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
-        }
-        let left = deadline.remaining(clock.now());
-        if left.is_zero() {
-            shared.lose(deadline_passed());
-            return None;
-        }
-        let hello = proto::Hello {
-            ttl_ms: millis_up(shared.info.ttl),
-            name: shared.node.client.parts.name.clone(),
-            session: shared.info.session.get(),
-            service: shared.info.service.get(),
-            claims: false,
-        };
-        let connecting = connect(&shared.node, &shared.outbox, hello);
-        let error = match tokio::time::timeout(left.min(TICK_MAX), connecting).await {
-            Ok(Ok(connected)) => {
-                begin(shared, &connected);
-                return Some(connected);
-            }
-            Ok(Err(e)) => e,
-            // The deadline has passed, or another attempt follows.
-            Err(_) => continue,
-        };
-        if matches!(error.advice(), Advice::NewSession | Advice::FixRequest) {
-            shared.lose(error);
-            return None;
-        }
-        tracing::debug!(error = ?error, "could not resume the session; trying again");
-    }
 }

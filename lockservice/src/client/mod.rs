@@ -42,7 +42,8 @@
 //! | `txn` | [`ClientTxn`], [`TxnSavepoint`], [`LockGuard`], [`Ended`] |
 //! | `follow` | the way of a lock call to the owner of its table |
 //! | `outbox`, `stream` | operations without a response; the request side of a stream |
-//! | `driver`, `backoff` | the task behind a session: renewals, new connections; their pauses |
+//! | `driver` | the task behind a session: its stream, its renewals |
+//! | `resume`, `backoff` | new connections, claims after a restart; the pauses between attempts |
 //! | `responses` | the responses of a stream, as they are read |
 //! | `allocator`, `admin`, `kills` | validation of commits; lists and calls for operators |
 //! | `cluster_admin` | lists of all nodes of a cluster |
@@ -80,6 +81,24 @@
 //! application asks for neither, the server does not renew the session, so that [`Session::lost`]
 //! resolves before the locks can go to others.
 
+//!
+//! # Restarts of a server
+//! A server that is restarted takes no lock (P6). The session connects again until its deadline,
+//! and claims at the next process of the same node what its transactions hold, by the client's own
+//! account. Then it goes on as before: transactions, tokens and calls that wait stay what they are,
+//! and [`Session::service`] is another one. An application notices nothing, with these exceptions:
+//!
+//! | after a restart | is lost, and [`ClientTxn::lost`] says so |
+//! |---|---|
+//! | a transaction that [validates](crate::TxnOptions::validates) and has called the server | with `BindChanged`: it is to begin again (T4) |
+//! | a transaction whose claim the server refuses | with `ClaimRefused` and the reason: its work is to stop by its deadline, which does not move |
+//!
+//! Locks and releases of such a transaction do nothing at the server. If a claim was refused and
+//! the application asks for neither [`ClientTxn::lost`] nor [`LockGuard::lost`], the deadline of
+//! the session does not move either, and [`Session::lost`] resolves there.
+//!
+//! If no process of the node takes the claims before the deadline, the session is lost.
+
 mod admin;
 mod allocator;
 mod backoff;
@@ -93,6 +112,7 @@ mod kills;
 mod node_session;
 mod outbox;
 mod responses;
+mod resume;
 mod session;
 mod stream;
 mod txn;

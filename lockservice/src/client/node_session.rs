@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use lockservice_core::clock::{Time, lo};
 use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId, SessionId, TxnNumber};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use super::cluster_session::ClusterSession;
 use super::connect::Node;
+use super::driver::Connected;
 use super::outbox::{NumberedTxn, Outbox};
 use crate::proto;
 
@@ -51,9 +53,13 @@ pub(super) struct SessionShared {
     pub(super) cluster_session: OnceLock<Weak<ClusterSession>>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) info: Info,
+    /// The incarnation that serves it. A leaf.
+    pub(super) service: Mutex<ServiceId>,
+    /// False from the end of a stream until the session goes on, on the next one.
+    pub(super) connected: watch::Sender<bool>,
     pub(super) deadline: watch::Sender<Time>,
     pub(super) lost: watch::Sender<Option<Error>>,
-    /// The number of transactions that the server has ended.
+    /// The number of transactions that the server has ended, or that were not claimed.
     pub(super) losses: watch::Sender<usize>,
     pub(super) closing: watch::Sender<Closing>,
     /// One permit for each lock operation that the server allows under way.
@@ -64,7 +70,6 @@ pub(super) struct SessionShared {
 #[derive(Clone, Debug)]
 pub(super) struct Info {
     pub(super) session: SessionId,
-    pub(super) service: ServiceId,
     pub(super) node: NodeName,
     pub(super) ttl: Duration,
     pub(super) message_bytes_max: usize,
@@ -72,6 +77,23 @@ pub(super) struct Info {
 }
 
 impl SessionShared {
+    /// The incarnation that serves the session.
+    pub(super) fn service(&self) -> ServiceId {
+        *self.service.lock()
+    }
+
+    /// The next process of the server has taken the claims of the session.
+    pub(super) fn set_service(&self, service: ServiceId) {
+        *self.service.lock() = service;
+    }
+
+    /// Takes the promise of a new stream into account and opens the outbox.
+    pub(super) fn begin(&self, connected: &Connected) {
+        self.renewed(connected.sent, connected.promised);
+        self.outbox.open(connected.message_bytes_max());
+        self.connected.send_replace(true);
+    }
+
     /// Counts a promise of raw length `promised`, from the send of its request (P2).
     pub(super) fn deadline_from(&self, sent: Time, promised: Duration) -> Time {
         sent + lo(promised).saturating_sub(self.node.client.parts.stop_time)
@@ -96,6 +118,12 @@ impl SessionShared {
             tracing::warn!(%number, "a transaction is lost: {said}");
             self.losses.send_modify(|losses| *losses += 1);
         }
+    }
+
+    /// A transaction was not claimed, and is lost. The session goes on.
+    pub(super) fn txn_not_claimed(&self, number: TxnNumber, why: &Error) {
+        tracing::warn!(%number, error = ?why, "a transaction is lost with a restart of its server");
+        self.losses.send_modify(|losses| *losses += 1);
     }
 
     /// The reason why a transaction is lost while its session goes on, for the application: from
@@ -169,8 +197,12 @@ impl SessionShared {
         self.move_deadline(self.deadline_from(sent, promised), promised / 16)
     }
 
-    /// The deadline never moves back, for an earlier promise still holds.
+    /// The deadline never moves back, for an earlier promise still holds. It stays if a transaction
+    /// was not claimed and the application was not told: then the session ends in its place (P5).
     fn move_deadline(&self, end: Time, least: Duration) -> bool {
+        if end <= *self.deadline.borrow() + least || self.outbox.is_held_back() {
+            return false;
+        }
         let moved = self.deadline.send_if_modified(|deadline| {
             let moves = end > *deadline + least;
             if moves {
@@ -241,10 +273,8 @@ impl SessionShared {
     /// Reports the work that may still be running to the server, after the session has ended on
     /// this side.
     pub(super) async fn leave(&self, still_running: &str) -> Result<()> {
-        let session = proto::SessionRef {
-            session: self.info.session.get(),
-            service: self.info.service.get(),
-        };
+        let session =
+            proto::SessionRef { session: self.info.session.get(), service: self.service().get() };
         let leaving =
             proto::Leaving { session: Some(session), still_running: still_running.to_owned() };
         let mut wire = self.node.locks_client();
@@ -258,10 +288,8 @@ impl SessionShared {
 
     /// Reports to the server that the session is over and its work has stopped.
     pub(super) async fn give_up(&self) -> Result<()> {
-        let reference = proto::SessionRef {
-            session: self.info.session.get(),
-            service: self.info.service.get(),
-        };
+        let reference =
+            proto::SessionRef { session: self.info.session.get(), service: self.service().get() };
         let mut wire = self.node.locks_client();
         match self.node.call(wire.close_session(reference)).await {
             Ok(_) => Ok(()),

@@ -88,38 +88,14 @@ pub(super) fn take_in(
     shared.outbox.take_response(OpId::new(op.id), response, accept)
 }
 
-/// A response of any kind; or the effect of a notice, which is none.
+/// A response of any kind; or the effect of a notice.
 fn take_rare(
     shared: &SessionShared,
     op: proto::ServerOp,
 ) -> std::result::Result<Result<Response>, ResponseEffect> {
-    use proto::notice::Notice;
     use proto::server_op::Response as Wire;
     Ok(match op.response {
-        Some(Wire::Notice(notice)) => {
-            match notice.notice {
-                Some(Notice::SessionLost(error)) => {
-                    return Err(ResponseEffect::Lost(error_from_proto(error)));
-                }
-                Some(Notice::ShuttingDown(_)) => shared.lose(Error::new(
-                    ErrorKind::ShuttingDown,
-                    "the server is shutting down: stop the protected work, then close the session",
-                )),
-                // A notice is a hint: one that cannot be read is ignored.
-                Some(Notice::Waiting(waiting)) => {
-                    if let Ok(waiting) = waiting_from_proto(waiting) {
-                        shared.outbox.waiting(waiting);
-                    }
-                }
-                Some(Notice::TxnLost(lost)) => {
-                    let (number, why) = txn_lost_from_proto(lost);
-                    shared.lose_txn(number, why);
-                }
-                // Another stream has the session, or a notice of a newer server.
-                Some(_) | None => {}
-            }
-            return Err(ResponseEffect::None);
-        }
+        Some(Wire::Notice(notice)) => return Err(take_notice(shared, notice)),
         Some(Wire::Error(error)) => Err(error_from_proto(error)),
         Some(Wire::Promise(promise)) => {
             let valid_for = Duration::from_millis(promise.valid_for_ms);
@@ -134,6 +110,32 @@ fn take_rare(
             "the server sent a response that this client does not know",
         )),
     })
+}
+
+/// Takes a notice into account.
+pub(super) fn take_notice(shared: &SessionShared, notice: proto::Notice) -> ResponseEffect {
+    use proto::notice::Notice;
+    match notice.notice {
+        Some(Notice::SessionLost(error)) => return ResponseEffect::Lost(error_from_proto(error)),
+        Some(Notice::Restarting(_)) => return ResponseEffect::Restarting,
+        Some(Notice::ShuttingDown(_)) => shared.lose(Error::new(
+            ErrorKind::ShuttingDown,
+            "the server is shutting down: stop the protected work, then close the session",
+        )),
+        // A notice is a hint: one that cannot be read is ignored.
+        Some(Notice::Waiting(waiting)) => {
+            if let Ok(waiting) = waiting_from_proto(waiting) {
+                shared.outbox.waiting(waiting);
+            }
+        }
+        Some(Notice::TxnLost(lost)) => {
+            let (number, why) = txn_lost_from_proto(lost);
+            shared.lose_txn(number, why);
+        }
+        // Another stream has the session, or a notice of a newer server.
+        Some(_) | None => {}
+    }
+    ResponseEffect::None
 }
 
 /// The frames of a server, as far as they are read without the operations that were sent.

@@ -90,8 +90,9 @@ impl Session {
     /// caller stops the protected work, then confirms that with [`close`](Self::close).
     ///
     /// A transaction that an operator or a limit of the server ends alone is reported by
-    /// [`ClientTxn::lost`] and [`LockGuard::lost`]. If neither is called, the session is not
-    /// renewed any more, and lost at its deadline.
+    /// [`ClientTxn::lost`] and [`LockGuard::lost`]; so is one that could not claim its locks after
+    /// a restart of the server. If neither is called, the session is not renewed any more, and lost
+    /// at its deadline.
     ///
     /// `ShuttingDown` is early notice: the deadline has not passed, and closing lets the server
     /// stop cleanly. `LeaseLost` and `SessionLost` come at once if the server reports them, and at
@@ -119,6 +120,13 @@ impl Session {
     /// not depend on this task being run.
     pub fn watch_deadline(&self) -> watch::Receiver<Time> {
         self.cluster_session.deadline.subscribe()
+    }
+
+    /// True while the session is connected to the server where it was opened. A lost connection is
+    /// no lost session: the locks are safe until the [deadline](Self::deadline), and all of it goes
+    /// on when this is true again (P3, P6).
+    pub fn watch_connected(&self) -> watch::Receiver<bool> {
+        self.home().connected.subscribe()
     }
 
     /// Gives the session up, at every server: ends its transactions, releases their locks, and
@@ -165,9 +173,10 @@ impl Session {
         self.home().info.session
     }
 
-    /// The incarnation of the server where it was opened.
+    /// The incarnation that serves it now, at the server where it was opened. After a restart of
+    /// that server it is another one (P6).
     pub fn service(&self) -> ServiceId {
-        self.home().info.service
+        self.home().service()
     }
 
     /// That server's node.

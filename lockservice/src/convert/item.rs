@@ -114,10 +114,19 @@ pub(super) fn set_items_to_proto(
     rows.clear();
     ranges.clear();
     for item in items {
-        match item {
-            LockItem::Row(key) => rows.push(bytes(key)),
-            LockItem::Range(range) => ranges.push(range_to_proto(range)),
-        }
+        push_item_to_proto(item, rows, ranges);
+    }
+}
+
+/// Adds an item to rows and ranges.
+pub fn push_item_to_proto(
+    item: &LockItem,
+    rows: &mut Vec<Bytes>,
+    ranges: &mut Vec<proto::KeyRange>,
+) {
+    match item {
+        LockItem::Row(key) => rows.push(bytes(key)),
+        LockItem::Range(range) => ranges.push(range_to_proto(range)),
     }
 }
 

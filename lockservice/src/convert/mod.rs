@@ -66,7 +66,7 @@ pub use self::hot::{
 };
 pub use self::item::{
     item_from_range, item_from_row, items_from_proto, items_to_proto, mode_from_proto,
-    mode_to_proto, range_from_proto, range_to_proto, table_from_proto,
+    mode_to_proto, push_item_to_proto, range_from_proto, range_to_proto, table_from_proto,
 };
 pub use self::known_tables::KnownTables;
 pub use self::lock::{

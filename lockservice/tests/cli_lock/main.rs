@@ -6,6 +6,7 @@
 //! | `ending.rs` | the end of the command with its lock |
 //! | `stuck.rs` | processes that cannot be ended |
 //! | `server.rs` | failures of the server |
+//! | `connection.rs` | connections that break, and come back |
 //! | `waiting.rs` | a waiter: its messages, and its end |
 //! | `status.rs` | arguments and exit statuses |
 //! | `streams.rs` | standard streams, and the environment |
@@ -13,6 +14,7 @@
 
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
+mod connection;
 mod ending;
 mod exclusion;
 mod nested;

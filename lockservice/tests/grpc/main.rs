@@ -3,6 +3,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `support` | a real server, and a proxy that breaks connections |
+//! | `fake` | a server that says what a test wants |
 //! | `client` | the client, over connections that break |
 //! | `wire` | clients that are not ours |
 //! | `unary` | the unary calls |
@@ -14,6 +15,7 @@
 mod bounds;
 mod client;
 mod conformance;
+mod fake;
 mod health;
 mod leaving;
 mod streams;

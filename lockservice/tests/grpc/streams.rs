@@ -1,147 +1,43 @@
 //! Session streams: how many there may be, how often one is replaced, and what renews.
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use crate::fake::FakeServer;
 use crate::support::{Served, row, spec, table};
 use lockservice::client::Client;
-use lockservice::proto::locks_server::{Locks, LocksServer};
-use lockservice::proto::server_op::Response as Op;
-use lockservice::proto::{self, ClientFrame, ServerFrame};
+use lockservice::proto;
 use lockservice::server::ServerSettings;
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::{ErrorKind, LockItem};
-use tokio::net::TcpListener;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, Streaming};
 
-/// Welcomes the first streams and ends each at once; then welcomes none. Counts them.
-#[derive(Debug, Default)]
-struct EndsStreams(Arc<AtomicU64>);
-
-/// The number that it welcomes.
+/// The number of streams that are welcomed, and end at once.
 const WELCOMED: u64 = 8;
-
-type Frames = Pin<Box<dyn Stream<Item = Result<ServerFrame, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Locks for EndsStreams {
-    type SessionStream = Frames;
-
-    async fn session(
-        &self,
-        request: Request<Streaming<ClientFrame>>,
-    ) -> Result<Response<Frames>, Status> {
-        if self.0.fetch_add(1, SeqCst) >= WELCOMED {
-            return Err(Status::unavailable("not any more"));
-        }
-        let mut frames = request.into_inner();
-        let hello = frames.message().await?.and_then(|frame| frame.ops.into_iter().next());
-        let id = hello.map_or(0, |op| op.id);
-        let promise = Some(proto::Promise { valid_for_ms: 2_000 });
-        let welcome = proto::Welcome {
-            session: 1,
-            service: 1,
-            node: "node-1".to_owned(),
-            ttl_ms: 2_000,
-            promise,
-            ..proto::Welcome::default()
-        };
-        let op = proto::ServerOp { id, response: Some(Op::Welcome(welcome)) };
-        let frame = ServerFrame { ops: vec![op], ..ServerFrame::default() };
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(frame)))))
-    }
-
-    async fn open_session(
-        &self,
-        _: Request<proto::Hello>,
-    ) -> Result<Response<proto::Welcome>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn begin(
-        &self,
-        _: Request<proto::BeginTxn>,
-    ) -> Result<Response<proto::BeginResponse>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn end(&self, _: Request<proto::UnaryEnd>) -> Result<Response<proto::Done>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn keep_session(
-        &self,
-        _: Request<proto::SessionRef>,
-    ) -> Result<Response<proto::SessionKept>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn close_session(
-        &self,
-        _: Request<proto::SessionRef>,
-    ) -> Result<Response<proto::Done>, Status> {
-        Ok(Response::new(proto::Done::default()))
-    }
-
-    async fn leave_session(
-        &self,
-        _: Request<proto::Leaving>,
-    ) -> Result<Response<proto::Done>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn lock(&self, _: Request<proto::UnaryLock>) -> Result<Response<proto::Locked>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn downgrade(
-        &self,
-        _: Request<proto::UnaryDowngrade>,
-    ) -> Result<Response<proto::Done>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn set_savepoint(
-        &self,
-        _: Request<proto::UnarySavepoint>,
-    ) -> Result<Response<proto::Savepoint>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn roll_back_to(
-        &self,
-        _: Request<proto::UnaryRollBackTo>,
-    ) -> Result<Response<proto::Done>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn unlock(
-        &self,
-        _: Request<proto::UnaryUnlock>,
-    ) -> Result<Response<proto::Done>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-}
 
 #[tokio::test]
 async fn a_stream_that_is_welcomed_and_ends_is_not_replaced_again_and_again_without_a_pause() {
-    let streams = Arc::new(AtomicU64::new(0));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it is bound").to_string();
-    let server = tonic::transport::Server::builder()
-        .add_service(LocksServer::new(EndsStreams(Arc::clone(&streams))))
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    tokio::spawn(server);
-    let session =
-        Client::connect(&address).await.expect("it listens").session(None).await.expect("welcomed");
+    let mut server = FakeServer::start().await;
+    let address = server.address.clone();
+    let mut streams = 0u64;
+    let serving = async {
+        loop {
+            let mut stream = server.stream().await;
+            streams += 1;
+            if streams <= WELCOMED {
+                stream.hello().await;
+                stream.welcome(proto::Welcome::default(), 2_000);
+            }
+        }
+    };
+    let losing = async {
+        let client = Client::connect(&address).await.expect("it listens");
+        client.session(None).await.expect("welcomed").lost().await
+    };
     // It resumes, and is welcomed, and so renewed, until it is welcomed no more: for 2 s from then.
-    session.lost().await;
-    // The pauses are 0, 10, 20, 40, … and then 500 ms.
-    let streams = streams.load(SeqCst);
+    tokio::select! {
+        () = serving => {}
+        _ = losing => {}
+    }
+    // The pauses are 0, 20, 40, 80, … and then 250 ms.
     assert!((WELCOMED + 1..30).contains(&streams), "{streams}");
 }
 

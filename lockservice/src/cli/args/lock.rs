@@ -26,7 +26,8 @@ A key that begins with a dash is given as --key=KEY, such an end of a range as -
 
 The command finds the lock's fencing token in LOCKSERVICE_TOKEN, what is locked in \
 LOCKSERVICE_GROUP, LOCKSERVICE_TABLE and LOCKSERVICE_KEYS (rows one a line, or FROM, a line break \
-and TO). It and all that it starts, also in the background or as a daemon, is ended when the lock \
+and TO). It runs on while its server cannot be reached or is restarted, for as long as the lock \
+stays safe. It and all that it starts, also in the background or as a daemon, is ended when the lock \
 is lost: with SIGTERM, and with SIGKILL before another can have the lock. What is left when \
 the command has ended gets the stop time to end, and is then killed, before the lock is released. \
 Signals that the caller ignores or blocks stay so in the command, but for SIGPIPE, which always \
@@ -91,7 +92,7 @@ pub(crate) struct LockArgs {
     /// Exit with this status, instead of 70, if the lock was lost.
     #[arg(long, value_name = "N")]
     pub(crate) lost_exit_code: Option<u8>,
-    /// Do not say whom the lock is waited for.
+    /// Do not say whom the lock is waited for, nor that the connection is lost and back.
     #[arg(short, long)]
     pub(crate) quiet: bool,
     /// How long the server keeps the lock if this process falls silent

@@ -1,6 +1,7 @@
 //! The command runs while the lock is held.
 
 use std::ffi::OsString;
+use std::pin::pin;
 use std::time::Duration;
 
 use lockservice_core::Error;
@@ -8,6 +9,7 @@ use lockservice_core::clock::{Clock, SystemClock, Time};
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
+use super::connection::{ConnectionNews, Meanwhile};
 use super::end::{End, of_signal};
 use super::{deadline_passed, lost};
 use crate::cli::args::LockArgs;
@@ -25,13 +27,14 @@ pub(super) struct Held {
     pub(super) still_running: Vec<String>,
 }
 
-/// Runs the command until it ends, or until the lock is lost.
+/// Runs the command until it ends, or until the lock is lost. `news` tells of the
+/// connection meanwhile.
 pub(super) async fn hold(
     args: &LockArgs,
     lock: &LockGuard,
     stop_time: Duration,
     signals: &mut Signals,
-    json: bool,
+    (news, json): (&ConnectionNews, bool),
 ) -> Held {
     let env = environment(args, lock);
     // The deadlines of the node where the lock is.
@@ -65,7 +68,7 @@ pub(super) async fn hold(
         broken: "it was killed".to_owned(),
         received: Vec::new(),
     };
-    run.until_over(signals).await;
+    run.until_over(signals, news).await;
     run.end().await
 }
 
@@ -107,8 +110,9 @@ struct Run<'a> {
 impl Run<'_> {
     /// Passes deadlines and signals on to the supervisor, until it has sent its last frame or must
     /// be considered stopped.
-    async fn until_over(&mut self, signals: &mut Signals) {
-        let clock = SystemClock;
+    async fn until_over(&mut self, signals: &mut Signals, news: &ConnectionNews) {
+        let (clock, lock) = (SystemClock, self.lock);
+        let mut news = pin!(news.say(lock.watch_connected(), Meanwhile::Holds(lock)));
         loop {
             let frame = tokio::select! {
                 frame = self.supervised.next() => match frame {
@@ -123,7 +127,7 @@ impl Run<'_> {
                     self.supervised.send(Frame::Deadline(self.deadline));
                     continue;
                 }
-                why = self.lock.lost(), if self.why_lost.is_none() => {
+                why = lock.lost(), if self.why_lost.is_none() => {
                     self.why_lost = Some(why);
                     self.supervised.send(Frame::Stop);
                     continue;
@@ -142,6 +146,7 @@ impl Run<'_> {
                     self.why_lost.get_or_insert_with(deadline_passed);
                     return;
                 }
+                never = &mut news => match never {},
             };
             match frame {
                 Some(
@@ -169,7 +174,7 @@ impl Run<'_> {
         } else {
             // The supervisor was perhaps killed. Then the kernel killed the command with it, and
             // this ends the rest.
-            let until = *self.deadlines.borrow_and_update();
+            let until = self.lock.deadline();
             self.supervised.end_all(&SystemClock, until).await
         };
         let outcome = self.outcome();

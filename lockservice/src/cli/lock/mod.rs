@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `mod.rs` | the request and the release of the lock |
 //! | `hold` | the command that runs meanwhile |
+//! | `connection` | what is said while the connection to the server is lost |
 //! | `end` | [`End`]: the end of this process |
 
+mod connection;
 mod end;
 mod hold;
 
@@ -17,6 +19,7 @@ use lockservice_core::table::WaitPolicy;
 use lockservice_core::{Error, ErrorKind};
 use tokio::sync::watch;
 
+use self::connection::{ConnectionNews, Meanwhile};
 pub(crate) use self::end::End;
 use self::hold::hold;
 use super::args::LockArgs;
@@ -51,15 +54,16 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
         Failure::new(exit::OS, "os", format!("cannot take signals: {error}; nothing was locked"))
     })?;
     let mut session = None;
+    let news = ConnectionNews::new(args.quiet, json);
     let outcome = tokio::select! {
         // Signals come first: a signal that came before the lock prevents the start of the command,
         // and is not passed on to it.
         biased;
         // Dropping the call cancels the request.
         signal = signals.next_to_end() => Ok(End::Signal(signal)),
-        held = take(args, &mut session, json) => match held {
+        held = take(args, &mut session, &news, json) => match held {
             Ok((lock, session, stop_time)) => {
-                let held = hold(args, &lock, stop_time, &mut signals, json).await;
+                let held = hold(args, &lock, stop_time, &mut signals, (&news, json)).await;
                 if held.still_running.is_empty() {
                     release(lock, &session).await;
                 } else {
@@ -85,6 +89,7 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
 async fn take(
     args: &LockArgs,
     opened: &mut Option<Session>,
+    news: &ConnectionNews,
     json: bool,
 ) -> Result<(LockGuard, Session, Duration), Failure> {
     // An error in the keys is reported before the first connection.
@@ -92,7 +97,7 @@ async fn take(
     let clock = SystemClock;
     let mut patience = Patience::new(!args.no_wait, args.timeout, clock.now());
     loop {
-        let failure = match try_to_take(args, &mut patience, opened, json).await {
+        let failure = match try_to_take(args, &mut patience, opened, news, json).await {
             Ok((lock, stop_time)) => match opened.take() {
                 Some(session) => return Ok((lock, session, stop_time)),
                 // A lock depends on the session that was opened for it.
@@ -113,6 +118,7 @@ async fn try_to_take(
     args: &LockArgs,
     patience: &mut Patience,
     opened: &mut Option<Session>,
+    news: &ConnectionNews,
     json: bool,
 ) -> Result<(LockGuard, Duration), Failure> {
     let left = patience.left(SystemClock.now());
@@ -125,7 +131,11 @@ async fn try_to_take(
     };
     let session = opened.insert(session);
     let stop_time = stop_time(args, &client, session)?;
-    let lock = acquire(args, patience, session, json).await?;
+    news.say_back(Meanwhile::Waits);
+    let lock = tokio::select! {
+        lock = acquire(args, patience, session, json) => lock?,
+        never = news.say(session.watch_connected(), Meanwhile::Waits) => match never {},
+    };
     Ok((lock, stop_time))
 }
 
@@ -221,6 +231,9 @@ fn lost(why: &Error) -> Failure {
             "the server is shutting down, so the lock was given up and the command was ended"
         }
         ErrorKind::Killed => "an operator took the lock away and the command was ended",
+        ErrorKind::ClaimRefused => {
+            "the lock could not be kept over a restart of the server and the command was ended"
+        }
         ErrorKind::TxnKilled => "the lock was taken away and the command was ended",
         _ => "the lock was lost and the command was ended",
     };

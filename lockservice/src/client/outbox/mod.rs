@@ -2,33 +2,40 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | `mod.rs` | the way of operations into frames |
+//! | `mod.rs` | the way of operations into the outbox |
+//! | `sending` | the way of operations into frames |
 //! | `response` | the way of a response to its caller |
-//! | `loss` | the transactions that the server has ended |
+//! | `loss` | the transactions that have lost their locks |
+//! | `held` | what a transaction holds, by the client's own account |
+//! | `claims` | the claims after a restart of the server (P6) |
+//! | `roll_back` | roll-backs to savepoints, also to those from before a restart |
 //! | `state`, `pending`, `slots` | the state under the mutex; operations without a response; their ids |
 
+mod claims;
+mod held;
 mod loss;
 mod pending;
 mod response;
+mod roll_back;
+mod sending;
 mod slots;
 mod state;
 #[cfg(test)]
 mod tests;
 
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 
-use lockservice_core::clock::{Clock, Time};
+use lockservice_core::clock::Time;
 use lockservice_core::service::{Granted, LockSpec, TxnOptions, Waiting, WaitsFor};
 use lockservice_core::table::{Commit, Savepoint};
 use lockservice_core::{Result, Sequence, TxnNumber};
 use parking_lot::Mutex;
 use prost::Message as _;
-use prost::bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
+pub(super) use self::claims::{ClaimId, Claims};
 use self::pending::{Encoded, Pending, What};
 pub(super) use self::response::{Response, ResponseEffect};
-use self::slots::Slots;
 use self::state::OutboxState;
 pub(super) use self::state::{OpId, StreamNumber};
 use crate::convert::{commit_to_proto, lock_spec_to_proto};
@@ -91,6 +98,23 @@ pub(super) struct NumberedTxn {
     options: TxnOptions,
 }
 
+/// A savepoint of a transaction at one node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SavepointAt {
+    /// Its number at the process of the server that set it.
+    number: Savepoint,
+    /// The operation that set it.
+    sequence: Sequence,
+    /// The number of restarts before.
+    restarts: u64,
+}
+
+impl SavepointAt {
+    /// The one before the first operation.
+    pub(super) const FIRST: Self =
+        Self { number: Savepoint::FIRST, sequence: Sequence::new(0), restarts: 0 };
+}
+
 impl NumberedTxn {
     pub(super) fn new(options: TxnOptions) -> Self {
         Self { key: Mutex::new(None), options }
@@ -142,13 +166,15 @@ impl Outbox {
         op: Op,
     ) -> Result<oneshot::Receiver<Result<()>>> {
         let (reply, response) = oneshot::channel();
-        self.add(txn_number, op, |CallId { txn, sequence }| What::Release {
-            txn,
-            sequence,
-            cancelled: None,
-            ends: false,
-            reply: Some(reply),
-        })?;
+        let mut reply = Some(reply);
+        let added = self.add(txn_number, op, |call| What::release(call, reply.take()));
+        match (added, reply) {
+            // The server has nothing of it.
+            (Err(_), Some(reply)) if self.why_not_claimed(txn_number).is_some() => {
+                let _ = reply.send(Ok(()));
+            }
+            (added, _) => added?,
+        }
         Ok(response)
     }
 
@@ -156,7 +182,7 @@ impl Outbox {
     pub(super) fn savepoint(
         &self,
         txn_number: &NumberedTxn,
-    ) -> Result<oneshot::Receiver<Result<Savepoint>>> {
+    ) -> Result<oneshot::Receiver<Result<SavepointAt>>> {
         let (reply, response) = oneshot::channel();
         let op = Op::Savepoint(proto::SavepointOp { txn: None });
         let what = |CallId { txn, sequence }| What::Savepoint { txn, sequence, reply };
@@ -168,35 +194,12 @@ impl Outbox {
     fn add(
         &self,
         txn_number: &NumberedTxn,
-        mut op: Op,
+        op: Op,
         what: impl FnOnce(CallId) -> What,
     ) -> Result<()> {
-        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
         let mut key = txn_number.key.lock();
         let mut state = self.state.lock();
-        state.check_size(bytes)?;
-        let (call, txn) = state.next_op(&mut key, &txn_number.options)?;
-        let what = what(call);
-        let of_op = match &mut op {
-            // `quiet` is decided when it is sent.
-            Op::Unlock(op) => Some(&mut op.txn),
-            Op::Downgrade(op) => Some(&mut op.txn),
-            Op::Savepoint(op) => Some(&mut op.txn),
-            Op::RollBackTo(op) => Some(&mut op.txn),
-            // These have their own ways into the outbox.
-            Op::Hello(_)
-            | Op::Heartbeat(_)
-            | Op::Lock(_)
-            | Op::Cancel(_)
-            | Op::End(_)
-            | Op::Goodbye(_)
-            | Op::Claim(_)
-            | Op::ClaimsDone(_) => None,
-        };
-        if let Some(of_op) = of_op {
-            *of_op = Some(txn);
-        }
-        let waker = state.push(Pending::timeless(Encoded::of(&op), bytes, what));
+        let waker = state.add_op(&mut key, &txn_number.options, op, what)?;
         drop(state);
         wake(waker);
         Ok(())
@@ -211,8 +214,16 @@ impl Outbox {
         let txn = (*txn_number.key.lock())?;
         let (reply, response) = oneshot::channel();
         let mut state = self.state.lock();
+        if state.why_not_claimed(txn).is_some() {
+            let waker = state.end_not_claimed(txn);
+            drop(state);
+            wake(waker);
+            let _ = reply.send(Ok(()));
+            return Some(response);
+        }
         let (sequence, reference) = state.release_op(txn)?;
-        let what = What::Release { txn, sequence, cancelled: None, ends: true, reply: Some(reply) };
+        let (cancelled, back_to, ends) = (None, None, true);
+        let what = What::Release { txn, sequence, cancelled, back_to, ends, reply: Some(reply) };
         let (commit_timestamp, definition_changed) = commit_to_proto(commit);
         let (txn, quiet) = (Some(reference), false);
         let op = proto::EndOp { txn, commit_timestamp, definition_changed, quiet };
@@ -231,83 +242,6 @@ impl Outbox {
         wake(waker);
     }
 
-    /// Notes that the caller has taken the response of a lock call: the server may forget it.
-    pub(super) fn acknowledge(&self, call: CallId) {
-        if let Some(txn) = self.state.lock().txns.get_mut(call.txn.0) {
-            txn.acknowledge(call.sequence);
-        }
-    }
-
-    /// Until the returned value is dropped, an operation that is put in does not wake the sender:
-    /// the next operations of several callers share a frame.
-    pub(super) fn gather(&self) -> Gathering<'_> {
-        self.state.lock().gathering = true;
-        Gathering(self)
-    }
-
-    /// Puts a renewal in, ahead of everything that is not sent yet.
-    pub(super) fn heartbeat(&self) {
-        let mut state = self.state.lock();
-        let (acked, lost) = (state.take_acked(), state.told_losses());
-        let waker = state.push_first(Pending::heartbeat(proto::Heartbeat { acked, lost }, None));
-        drop(state);
-        wake(waker);
-    }
-
-    /// Accepts no further operation of a caller. The returned value resolves when the server has
-    /// those that release something, or the stream has ended; `None` if it has them, or there is no
-    /// stream.
-    pub(super) fn flush(&self) -> Option<oneshot::Receiver<()>> {
-        let mut state = self.state.lock();
-        state.closed = true;
-        let releases =
-            state.pending.iter().any(|(_, pending)| matches!(pending.what, What::Release { .. }));
-        if !state.open || !releases {
-            return None;
-        }
-        let (flushed, arrived) = oneshot::channel();
-        let waker = state.push(Pending::heartbeat(proto::Heartbeat::default(), Some(flushed)));
-        drop(state);
-        wake(waker);
-        Some(arrived)
-    }
-
-    /// Begins a new stream: the request side of the former one ends. Nothing is sent before
-    /// [`open`](Self::open).
-    pub(super) fn new_stream(&self) -> StreamNumber {
-        let mut state = self.state.lock();
-        state.stream = state.stream.next();
-        state.open = false;
-        let number = state.stream;
-        let waker = state.waker.take();
-        drop(state);
-        wake(waker);
-        number
-    }
-
-    /// Opens the current stream, which the server welcomed: all operations without a response are
-    /// sent again, in the old order (T2).
-    pub(super) fn open(&self, frame_bytes_max: usize) {
-        let mut state = self.state.lock();
-        state.open = true;
-        state.frame_bytes_max = frame_bytes_max;
-        // A renewal counts from its send on this stream, so an old one is useless.
-        let is_renewal =
-            |(_, pending): &(_, &Pending)| matches!(pending.what, What::Heartbeat { .. });
-        let old: Vec<_> = state.pending.iter().filter(is_renewal).map(|(id, _)| id).collect();
-        let old: Vec<_> = old.into_iter().filter_map(|id| state.pending.dropped(id)).collect();
-        // They are counted for each stream.
-        state.quiet.clear();
-        state.quiet_done = 0;
-        // What an older stream told may not have arrived.
-        state.txns.iter_mut().for_each(|txn| txn.acked_told = Sequence::default());
-        state.send_all();
-        let waker = state.waker.take();
-        drop(state);
-        wake(waker);
-        drop(old);
-    }
-
     /// Passes the holder for which a lock call waits to its caller, if it listens and still waits.
     pub(super) fn waiting(&self, waiting: Waiting) {
         let waits = self.state.lock().listening.get(&(waiting.number, waiting.sequence)).cloned();
@@ -317,78 +251,11 @@ impl Outbox {
         }
     }
 
-    /// The next frame of stream `number`; `None` if another stream has taken its place.
-    pub(super) fn poll_frame(
-        &self,
-        number: StreamNumber,
-        clock: &dyn Clock,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Bytes>> {
-        let mut state = self.state.lock();
-        if state.stream != number {
-            return Poll::Ready(None);
+    /// Notes that the caller has taken the response of a lock call: the server may forget it.
+    pub(super) fn acknowledge(&self, call: CallId) {
+        if let Some(txn) = self.state.lock().txns.get_mut(call.txn.0) {
+            txn.acknowledge(call.sequence);
         }
-        let (mut frame, mut ops, mut bytes) = (BytesMut::new(), 0, 0);
-        let now = clock.now();
-        while state.open && ops < FRAME_OPS_MAX {
-            let Some(&id) = state.unsent.front() else { break };
-            let bytes_max = state.frame_bytes_max.min(FRAME_BYTES_MAX);
-            let Some(pending) = state.pending.get_mut(id.get()) else {
-                state.unsent.pop_front();
-                continue;
-            };
-            if ops > 0 && bytes + pending.bytes > bytes_max {
-                break;
-            }
-            bytes += pending.bytes;
-            ops += 1;
-            state.unsent.pop_front();
-            state.choose_quiet(id);
-            if let Some(pending) = state.pending.get_mut(id.get()) {
-                pending.send(id, now, &mut frame);
-            }
-        }
-        if ops == 0 {
-            // The task is rarely another one, and cloning a waker costs more than a comparison.
-            match &mut state.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                none => *none = Some(cx.waker().clone()),
-            }
-            return Poll::Pending;
-        }
-        Poll::Ready(Some(frame.freeze()))
-    }
-
-    /// Closes the outbox: nothing is sent any more, and no response comes.
-    pub(super) fn close(&self) {
-        let mut state = self.state.lock();
-        state.stream = state.stream.next();
-        state.open = false;
-        state.closed = true;
-        let pending = std::mem::take(&mut state.pending);
-        let listening = std::mem::take(&mut state.listening);
-        state.unsent.clear();
-        state.txns = Slots::default();
-        state.lost.clear();
-        let waker = state.waker.take();
-        drop(state);
-        wake(waker);
-        // Dropped senders end the calls.
-        drop((pending, listening));
-    }
-}
-
-/// See [`Outbox::gather`].
-#[derive(Debug)]
-pub(super) struct Gathering<'a>(&'a Outbox);
-
-impl Drop for Gathering<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.gathering = false;
-        let waker = if state.unsent.is_empty() { None } else { state.waker_if_open() };
-        drop(state);
-        wake(waker);
     }
 }
 

@@ -7,8 +7,9 @@ use lockservice_core::service::{Granted, Promise};
 use lockservice_core::table::Savepoint;
 use lockservice_core::{Error, ErrorKind, Result};
 
+use super::held::{Change, LockGrant};
 use super::pending::{Pending, What};
-use super::{CallId, FRAME_BYTES_MAX, OpId, Outbox, wake};
+use super::{CallId, FRAME_BYTES_MAX, OpId, Outbox, SavepointAt, wake};
 
 /// A response that is no error.
 #[allow(clippy::large_enum_variant, reason = "moved once; a grant is the usual response")]
@@ -34,6 +35,8 @@ pub(in crate::client) enum ResponseEffect {
     /// A grant, requested at this time, carries a promise: the server renews a session with every
     /// message.
     Promised(Time, Duration),
+    /// The server stops and is expected back.
+    Restarting,
     /// The session cannot go on.
     Lost(Error),
 }
@@ -54,6 +57,13 @@ impl Outbox {
         let id = id.get();
         let taken = state.pending.get_mut(id).and_then(|at| Some((at.sent?, at.quiet)));
         let Some((sent, quiet)) = taken else { return ResponseEffect::None };
+        if let (Err(e), Some(pending)) = (&response, state.pending.get_mut(id))
+            && e.kind() == ErrorKind::Restarting
+        {
+            // P6: this is no response. The next process of the server gets the operation again.
+            pending.quiet = false;
+            return ResponseEffect::None;
+        }
         // A quiet one is acknowledged by its place too, and must not be taken for a later one then.
         let pending = if quiet { state.pending.dropped(id) } else { state.pending.finished(id) };
         let Some(pending) = pending else { return ResponseEffect::None };
@@ -70,7 +80,7 @@ impl Outbox {
                 }
             }
             what @ What::Release { .. } => {
-                state.released(&what);
+                state.released(pending.op, &what, response.is_ok());
                 drop(state);
                 if let What::Release { reply: Some(reply), .. } = what {
                     // The caller may have stopped waiting.
@@ -80,12 +90,13 @@ impl Outbox {
             }
             What::Savepoint { txn, sequence, reply } => {
                 if let Some(slot) = state.txns.get_mut(txn.0) {
-                    slot.under_way = slot.under_way.saturating_sub(1);
+                    slot.responded(sequence);
                     slot.acknowledge(sequence);
                 }
+                let restarts = state.restarts;
                 drop(state);
                 let savepoint = response.and_then(|response| match response {
-                    Response::Savepoint(savepoint) => Ok(savepoint),
+                    Response::Savepoint(number) => Ok(SavepointAt { number, sequence, restarts }),
                     _ => Err(Error::new(
                         ErrorKind::Internal,
                         "the server sent another response to a request for a savepoint",
@@ -99,7 +110,17 @@ impl Outbox {
                 // Dropped when the mutex is free.
                 let _listener = state.stop_listening(CallId { txn, sequence });
                 if let Some(slot) = state.txns.get_mut(txn.0) {
-                    slot.under_way = slot.under_way.saturating_sub(1);
+                    slot.responded(sequence);
+                }
+                if let Ok(Response::Granted(Ok(granted))) = &response {
+                    if let Some(slot) = state.txns.get_mut(txn.0) {
+                        slot.id = Some(granted.txn);
+                    }
+                    // Also one that is rolled back below: the roll-back is noted after it.
+                    if let Some(grant) = LockGrant::of(granted) {
+                        let lock = Change::Lock(pending.op.into_message(), grant);
+                        state.note(txn, sequence, lock);
+                    }
                 }
                 let (result, effect) = match response {
                     // P5: what the server promises now may not count for it.
@@ -131,9 +152,11 @@ impl Outbox {
             && let Some(id) = state.quiet.pop_front()
         {
             state.quiet_done += 1;
-            // One that had a response is gone.
-            if let Some(pending) = state.pending.finished(id.get()) {
-                state.released(&pending.what);
+            // One that had a response is gone, or is sent again.
+            if state.pending.get_mut(id.get()).is_some_and(|pending| pending.quiet)
+                && let Some(pending) = state.pending.finished(id.get())
+            {
+                state.released(pending.op, &pending.what, true);
             }
         }
     }

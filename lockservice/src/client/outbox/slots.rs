@@ -44,6 +44,10 @@ impl<T> Slots<T> {
         (u64::from(slot.generation) == key >> 32).then_some(at)
     }
 
+    pub(super) fn get(&self, key: u64) -> Option<&T> {
+        self.slots[self.at(key)?].value.as_ref()
+    }
+
     pub(super) fn get_mut(&mut self, key: u64) -> Option<&mut T> {
         let at = self.at(key)?;
         self.slots[at].value.as_mut()

@@ -3,13 +3,16 @@
 use std::collections::{HashMap, VecDeque};
 use std::task::Waker;
 
+use lockservice_core::clock::Time;
 use lockservice_core::service::TxnOptions;
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
+use prost::bytes::Bytes;
 
+use super::held::Change;
 use super::loss::TxnLoss;
-use super::pending::{Encoded, Pending, Sequences, What};
+use super::pending::{Encoded, OpenTxn, Pending, What};
 use super::slots::Slots;
-use super::{ACKED_MAX, CallId, QUIET_MAX, TXN_OPS_MAX, TxnKey, WaitsSender};
+use super::{ACKED_MAX, CallId, OP_OVERHEAD_BYTES, QUIET_MAX, TXN_OPS_MAX, TxnKey, WaitsSender};
 use crate::proto;
 use crate::proto::client_op::Op;
 
@@ -18,7 +21,7 @@ use crate::proto::client_op::Op;
 pub(in crate::client) struct OpId(u64);
 
 impl OpId {
-    /// The id of the greeting. Other ids never get here.
+    /// The id of the greeting. Other ids never get here, nor to those of claims.
     pub(in crate::client) const HELLO: Self = Self(u64::MAX);
 
     /// The id that came with a response.
@@ -50,8 +53,8 @@ pub(super) struct OutboxState {
     pub(super) pending: Slots<Pending>,
     /// Those of them that the current stream has not sent, in order.
     pub(super) unsent: VecDeque<OpId>,
-    pub(super) txns: Slots<Sequences>,
-    /// Those of them that the server has ended.
+    pub(super) txns: Slots<OpenTxn>,
+    /// Those of them that the server has ended, or that could not be claimed.
     pub(super) lost: HashMap<TxnNumber, TxnLoss>,
     /// Those that the current stream has sent quiet, in order, without the acknowledged ones.
     pub(super) quiet: VecDeque<OpId>,
@@ -65,6 +68,12 @@ pub(super) struct OutboxState {
     pub(super) stream: StreamNumber,
     /// True once the current stream was welcomed.
     pub(super) open: bool,
+    /// The frames of claims that the current stream has still to send, before anything else.
+    pub(super) claims: VecDeque<Bytes>,
+    /// The time before the last of them was sent.
+    pub(super) claims_sent: Option<Time>,
+    /// The number of restarts of the server after which claims were made.
+    pub(super) restarts: u64,
     /// True while operations are put in that are to share a frame.
     pub(super) gathering: bool,
     /// True once nothing will be sent or received any more.
@@ -116,9 +125,13 @@ impl OutboxState {
         }
         let key = *key.get_or_insert_with(|| {
             self.last_txn = self.last_txn.next();
-            let sequences = Sequences { number: self.last_txn, ..Sequences::default() };
-            TxnKey(self.txns.insert(sequences))
+            let (number, validates) = (self.last_txn, options.validates);
+            let label = options.label.clone();
+            TxnKey(self.txns.insert(OpenTxn { number, validates, label, ..OpenTxn::default() }))
         });
+        if let Some(why) = self.why_not_claimed(key) {
+            return Err(why);
+        }
         let Some(slot) = self.txns.get_mut(key.0) else {
             return Err(Error::new(
                 ErrorKind::TxnNotFound,
@@ -140,6 +153,40 @@ impl OutboxState {
         Ok((CallId { txn: key, sequence }, txn))
     }
 
+    /// Adds an operation that waits for no lock.
+    pub(super) fn add_op(
+        &mut self,
+        key: &mut Option<TxnKey>,
+        options: &TxnOptions,
+        mut op: Op,
+        what: impl FnOnce(CallId) -> What,
+    ) -> Result<Option<Waker>> {
+        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + options.label.len();
+        self.check_size(bytes)?;
+        let (call, txn) = self.next_op(key, options)?;
+        let what = what(call);
+        let of_op = match &mut op {
+            // `quiet` is decided when it is sent.
+            Op::Unlock(op) => Some(&mut op.txn),
+            Op::Downgrade(op) => Some(&mut op.txn),
+            Op::Savepoint(op) => Some(&mut op.txn),
+            Op::RollBackTo(op) => Some(&mut op.txn),
+            // These have their own ways into the outbox.
+            Op::Hello(_)
+            | Op::Heartbeat(_)
+            | Op::Lock(_)
+            | Op::Cancel(_)
+            | Op::End(_)
+            | Op::Goodbye(_)
+            | Op::Claim(_)
+            | Op::ClaimsDone(_) => None,
+        };
+        if let Some(of_op) = of_op {
+            *of_op = Some(txn);
+        }
+        Ok(self.push(Pending::timeless(Encoded::of(&op), bytes, what)))
+    }
+
     /// As [`next_op`](Self::next_op), for what must never be refused; `None` if the transaction has
     /// ended.
     pub(super) fn release_op(&mut self, txn: TxnKey) -> Option<(Sequence, proto::TxnRef)> {
@@ -149,11 +196,16 @@ impl OutboxState {
     }
 
     pub(super) fn cancel(&mut self, call: CallId) -> Option<Waker> {
+        if self.why_not_claimed(call.txn).is_some() {
+            // The server has nothing of it.
+            return None;
+        }
         let (sequence, txn) = self.release_op(call.txn)?;
         let what = What::Release {
             txn: call.txn,
             sequence,
             cancelled: Some(call.sequence),
+            back_to: None,
             ends: false,
             reply: None,
         };
@@ -165,7 +217,7 @@ impl OutboxState {
     /// one that only holds its locks sends nothing else, and the server would keep them.
     pub(super) fn take_acked(&mut self) -> Vec<proto::Acked> {
         let news = self.txns.iter_mut().filter(|txn| txn.acked > txn.acked_told);
-        let tell = |txn: &mut Sequences| {
+        let tell = |txn: &mut OpenTxn| {
             txn.acked_told = txn.acked;
             proto::Acked { txn: txn.number.get(), sequence: txn.acked.get() }
         };
@@ -187,11 +239,30 @@ impl OutboxState {
         }
     }
 
+    /// Notes an operation that the server has done, and that changed what its transaction holds.
+    pub(super) fn note(&mut self, txn: TxnKey, sequence: Sequence, change: Change) {
+        let Some(slot) = self.txns.get_mut(txn.0) else { return };
+        // One that validates is never claimed (T4).
+        if slot.validates || !slot.held.note(sequence, change) {
+            return;
+        }
+        let of_txn = |pending: &Pending| pending.of_txn().filter(|(of, _)| *of == txn);
+        let under_way = self.pending.iter().filter_map(|(_, pending)| of_txn(pending));
+        let first_under_way = under_way.map(|(_, sequence)| sequence).min();
+        slot.held.compact(first_under_way.unwrap_or(slot.last.next()));
+    }
+
     /// A release is over: its response has come, or was not needed.
-    pub(super) fn released(&mut self, what: &What) {
+    pub(super) fn released(&mut self, op: Encoded, what: &What, is_done: bool) {
         let &What::Release { txn, sequence, cancelled, ends, .. } = what else { return };
+        if is_done
+            && !ends
+            && let Some(change) = op.into_change(what)
+        {
+            self.note(txn, sequence, change);
+        }
         if let Some(slot) = self.txns.get_mut(txn.0) {
-            slot.under_way = slot.under_way.saturating_sub(1);
+            slot.responded(sequence);
             slot.acknowledge(sequence);
             if let Some(cancelled) = cancelled {
                 slot.acknowledge(cancelled);

@@ -1,10 +1,14 @@
+mod claims;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::task::Wake;
+use std::task::{Context, Poll, Wake};
 
 use std::time::Duration;
 
+use lockservice_core::clock::Clock;
 use lockservice_core::{Error, ErrorKind, Key, LockItem, TableRef};
+use prost::bytes::Bytes;
 
 use super::*;
 use crate::convert::{KnownTables, granted_from_proto};

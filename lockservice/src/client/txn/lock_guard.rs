@@ -79,6 +79,12 @@ impl LockGuard {
         self.txn.watch_deadline()
     }
 
+    /// True while the session is connected to the server of the locks. A lost connection is no lost
+    /// lock: see [`Session::watch_connected`](crate::client::Session::watch_connected).
+    pub fn watch_connected(&self) -> watch::Receiver<bool> {
+        self.txn.watch_connected()
+    }
+
     /// Releases the locks. The release is sent at once. Waiting for the response is optional, see
     /// [`release`](Self::release).
     pub fn unlock(self) -> Ended {

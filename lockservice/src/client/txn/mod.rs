@@ -97,7 +97,7 @@ impl ClientTxn {
     /// |---|---|
     /// | `Conflict`, `Timeout` | try again later: the lock is not free |
     /// | `Deadlock`, `BindChanged`, `TxnNotFound` | end this transaction and start another |
-    /// | `TxnKilled` | stop the work under its locks, then end it |
+    /// | `TxnKilled`, `ClaimRefused` | stop the work under its locks, then end it |
     /// | `SpansNodes` | end it, and lock the tables of the two nodes in transactions of their own |
     /// | `SessionLost`, `LeaseLost`, `ShuttingDown` | stop the protected work |
     /// | `Reassigning` | try again after the time given: the table's last owner may still be at work |
@@ -181,7 +181,8 @@ impl ClientTxn {
     ///
     /// # Errors
     /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged,
-    /// `TxnKilled` if the transaction was: its locks may have gone to others before it ended.
+    /// `TxnKilled`, `ClaimRefused` or `BindChanged` if the transaction was: its locks may have gone
+    /// to others before it ended.
     pub fn end(mut self, commit: Option<Commit>) -> Ended {
         self.ended = true;
         let (handle, txn_number) = self.place();
@@ -216,6 +217,7 @@ impl ClientTxn {
     /// resolves, with `TxnKilled`, when an operator or a limit of the server has ended the
     /// transaction while its session goes on: the caller stops the work under its locks, and then
     /// ends it. The server does not wait for that longer than until the [deadline](Self::deadline).
+    /// The same holds for `ClaimRefused` and `BindChanged` after a restart of the server.
     ///
     /// # Cancel safety
     /// Nothing is lost: a later call resolves with the same reason.
@@ -242,6 +244,12 @@ impl ClientTxn {
         let (handle, txn_number) = self.place();
         let deadline = *handle.shared.deadline.borrow();
         handle.shared.outbox.lost_deadline(&txn_number).map_or(deadline, |lost| lost.min(deadline))
+    }
+
+    /// Like [`Session::watch_connected`](super::Session::watch_connected), for the node where the
+    /// transaction is.
+    pub fn watch_connected(&self) -> watch::Receiver<bool> {
+        self.placement.lock().handle.shared.connected.subscribe()
     }
 
     /// Like [`Session::watch_deadline`](super::Session::watch_deadline), for the node where the

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use lockservice_core::table::Savepoint;
 use lockservice_core::{Error, ErrorKind, LockItem, LockMode, Result, TableRef};
 
 use super::{ClientTxn, Ended};
+use crate::client::outbox::SavepointAt;
 use crate::convert::{items_to_proto, mode_to_proto};
 use crate::proto;
 use crate::proto::client_op::Op;
@@ -18,7 +18,7 @@ pub(super) struct TxnIdentity;
 #[derive(Clone, Debug)]
 pub struct TxnSavepoint {
     of: Arc<TxnIdentity>,
-    number: Savepoint,
+    at: SavepointAt,
 }
 
 impl ClientTxn {
@@ -56,20 +56,20 @@ impl ClientTxn {
     /// # Cancel safety
     /// A savepoint that is not received is of no use, and does no harm.
     pub async fn savepoint(&self) -> Result<TxnSavepoint> {
-        let number = loop {
+        let at = loop {
             let (handle, txn_number) = self.place();
             if self.is_free() {
                 // Nothing is locked. The transaction may move until then, so no node is called.
-                break Savepoint::FIRST;
+                break SavepointAt::FIRST;
             }
             let response = handle.shared.outbox.savepoint(&txn_number)?;
-            let number = response.await.unwrap_or_else(|_| Err(handle.shared.why_lost()))?;
+            let at = response.await.unwrap_or_else(|_| Err(handle.shared.why_lost()))?;
             // A call that was under way may have moved the transaction, which begins anew there.
             if Arc::ptr_eq(&self.place().1, &txn_number) {
-                break number;
+                break at;
             }
         };
-        Ok(TxnSavepoint { of: Arc::clone(&self.identity), number })
+        Ok(TxnSavepoint { of: Arc::clone(&self.identity), at })
     }
 
     /// Ends what calls since a savepoint of this transaction were granted: items that were locked
@@ -90,7 +90,10 @@ impl ClientTxn {
                 "the savepoint is of another transaction: use one of this transaction",
             )));
         }
-        let savepoint = savepoint.number.get();
-        self.send(Op::RollBackTo(proto::RollBackToOp { txn: None, savepoint }))
+        let (handle, txn_number) = self.place();
+        match handle.shared.outbox.roll_back_to(&txn_number, savepoint.at) {
+            Ok(response) => Ended::waiting(&handle, response),
+            Err(e) => Ended::ready(Err(e)),
+        }
     }
 }

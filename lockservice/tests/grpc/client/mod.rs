@@ -6,6 +6,7 @@
 //! | `holding.rs` | locks and waits |
 //! | `losses.rs` | transactions that an operator ends |
 //! | `broken.rs` | broken connections |
+//! | `restarts` | claims after a restart, at a server that says what a test wants |
 //! | `commits.rs` | commits |
 //! | `deadlines.rs` | deadlines and time-outs |
 
@@ -15,6 +16,7 @@ mod connecting;
 mod deadlines;
 mod holding;
 mod losses;
+mod restarts;
 
 use std::time::Duration;
 
