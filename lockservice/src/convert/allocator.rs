@@ -229,7 +229,7 @@ pub(super) fn invalid(message: &str) -> Error {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use lockservice_core::allocator::{Bind, BindSlot, BindState, BindStatus};
+    use lockservice_core::allocator::{Bind, BindSlot, BindState, BindStatus, TableClaim};
     use lockservice_core::{BindVersion, TableId, TableRef};
 
     use super::*;
@@ -280,8 +280,12 @@ pub(super) mod tests {
             at,
             lease_ttl: Duration::from_millis(1_234),
             constants: ClusterConstants { leadership_ttl_ms: 5_678, lease_ttl_ms: 1_234 },
+            left: vec![TableClaim {
+                table: TableRef::new("g", "t").expect("names"),
+                version: BindVersion::new(5),
+            }],
         };
-        assert_eq!(started_from_proto(started_to_proto(&started)), started);
+        assert_eq!(started_from_proto(started_to_proto(&started)).expect("whole"), started);
         let ack = LeaseAck { at, lease_ttl: Duration::from_millis(4_321) };
         assert_eq!(lease_from_proto(lease_to_proto(&ack)), ack);
         assert_eq!(progress_from_proto(acknowledged_to_proto(at).at), at);

@@ -149,7 +149,8 @@ impl LockService {
     pub fn session(&self, id: SessionId) -> Result<Session> {
         match self.inner.sessions.get(&id) {
             Some(record) => Ok(Session { record, inner: Arc::clone(&self.inner) }),
-            None => Err(unknown()),
+            // One that ended with the service may go on at the next incarnation (P6).
+            None => Err(self.inner.check_serving().err().unwrap_or_else(unknown)),
         }
     }
 }
