@@ -60,6 +60,7 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         service: ServiceId::new(welcome.service),
         node: NodeName::new(&welcome.node)?,
         ttl: Duration::from_millis(welcome.ttl_ms),
+        lease: Duration::from_millis(welcome.lease_ms),
         message_bytes_max: usize::try_from(welcome.message_bytes_max).unwrap_or(usize::MAX),
         volatile: welcome.volatile,
     };

@@ -5,9 +5,11 @@
 //! | `mod.rs` | the request and the release of the lock |
 //! | `hold` | the command that runs meanwhile |
 //! | `end` | [`End`]: the end of this process |
+//! | `promise` | [`ShorterPromise`]: the note that the server promises less than was asked for |
 
 mod end;
 mod hold;
+mod promise;
 
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use tokio::sync::watch;
 
 pub(crate) use self::end::End;
 use self::hold::hold;
+use self::promise::ShorterPromise;
 use super::args::LockArgs;
 use super::exit::{self, Failure};
 use super::outer;
@@ -91,8 +94,9 @@ async fn take(
     args.target()?;
     let clock = SystemClock;
     let mut patience = Patience::new(!args.no_wait, args.timeout, clock.now());
+    let mut promise = ShorterPromise::default();
     loop {
-        let failure = match try_to_take(args, &mut patience, opened, json).await {
+        let failure = match try_to_take(args, &mut patience, &mut promise, opened, json).await {
             Ok((lock, stop_time)) => match opened.take() {
                 Some(session) => return Ok((lock, session, stop_time)),
                 // A lock depends on the session that was opened for it.
@@ -112,6 +116,7 @@ async fn take(
 async fn try_to_take(
     args: &LockArgs,
     patience: &mut Patience,
+    promise: &mut ShorterPromise,
     opened: &mut Option<Session>,
     json: bool,
 ) -> Result<(LockGuard, Duration), Failure> {
@@ -125,6 +130,7 @@ async fn try_to_take(
     };
     let session = opened.insert(session);
     let stop_time = stop_time(args, &client, session)?;
+    promise.say(args.ttl, session.longest_promise(), json);
     let lock = acquire(args, patience, session, json).await?;
     Ok((lock, stop_time))
 }
