@@ -255,10 +255,14 @@ async fn take_frame(
     // P2: once for all grants of the frame. Each caller looks again.
     let accept = shared.check();
     let (mut renewed, mut promise) = (false, None);
+    let ends = |(sent, promised): &(Time, Duration)| *sent + *promised;
+    // When the newest operation was sent that has its response here.
+    let mut newest = None;
     let mut ops = Ops::of(frame);
     while let Some(op) = ops.next() {
         match op.map(|op| take_in(shared, reader, &op, &accept)) {
             Ok(ResponseEffect::None) => {}
+            Ok(ResponseEffect::Answered(sent)) => newest = newest.max(Some(sent)),
             Ok(ResponseEffect::Renewed(sent, promised)) => {
                 shared.renewed(sent, promised);
                 *next_renewal = sent + renewal_interval(shared, promised);
@@ -266,7 +270,7 @@ async fn take_frame(
             }
             // The one that ends last counts.
             Ok(ResponseEffect::Promised(sent, promised)) => {
-                let ends = |(sent, promised): &(Time, Duration)| *sent + *promised;
+                newest = newest.max(Some(sent));
                 promise = promise.into_iter().chain([(sent, promised)]).max_by_key(ends);
             }
             Ok(ResponseEffect::Lost(error)) => {
@@ -279,6 +283,9 @@ async fn take_frame(
     if ops.quiet_done() > 0 {
         shared.outbox.quiet_done(ops.quiet_done());
     }
+    // P2: the server took that operation in before it made the promise of the frame.
+    let of_frame = newest.zip(Some(ops.valid_for()).filter(|promised| !promised.is_zero()));
+    promise = promise.into_iter().chain(of_frame).max_by_key(ends);
     if let Some((sent, promised)) = promise
         && shared.promised(sent, promised)
     {

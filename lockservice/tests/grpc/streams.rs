@@ -9,18 +9,47 @@ use crate::support::{Served, row, spec, table};
 use lockservice::client::Client;
 use lockservice::proto::locks_server::{Locks, LocksServer};
 use lockservice::proto::server_op::Response as Op;
-use lockservice::proto::{self, ClientFrame, ServerFrame};
+use lockservice::proto::{self, ClientFrame, ServerFrame, client_op};
 use lockservice::server::ServerSettings;
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::{ErrorKind, LockItem};
 use tokio::net::TcpListener;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-/// Welcomes the first streams and ends each at once; then welcomes none. Counts them.
+/// A server that welcomes the first streams, and then none. Counts them.
 #[derive(Debug, Default)]
-struct EndsStreams(Arc<AtomicU64>);
+struct Welcomes {
+    streams: Arc<AtomicU64>,
+    /// True if it refuses each lock and says nothing to anything else; else it ends each stream.
+    refuses_locks: bool,
+}
+
+impl Welcomes {
+    /// Serves; returns the address.
+    async fn serve(self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let server = tonic::transport::Server::builder()
+            .add_service(LocksServer::new(self))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(server);
+        address
+    }
+}
+
+/// The refusal of each lock in a frame, with a promise that is longer than that of the welcome.
+fn refusals(frame: Result<ClientFrame, Status>) -> Option<Result<ServerFrame, Status>> {
+    let locks =
+        frame.ok()?.ops.into_iter().filter(|op| matches!(op.op, Some(client_op::Op::Lock(_))));
+    let refused = proto::Error { kind: "conflict".to_owned(), ..proto::Error::default() };
+    let ops: Vec<_> = locks
+        .map(|op| proto::ServerOp { id: op.id, response: Some(Op::Error(refused.clone())) })
+        .collect();
+    let valid_for_ms = 60_000;
+    (!ops.is_empty()).then(|| Ok(ServerFrame { ops, valid_for_ms, ..ServerFrame::default() }))
+}
 
 /// The number that it welcomes.
 const WELCOMED: u64 = 8;
@@ -28,14 +57,14 @@ const WELCOMED: u64 = 8;
 type Frames = Pin<Box<dyn Stream<Item = Result<ServerFrame, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl Locks for EndsStreams {
+impl Locks for Welcomes {
     type SessionStream = Frames;
 
     async fn session(
         &self,
         request: Request<Streaming<ClientFrame>>,
     ) -> Result<Response<Frames>, Status> {
-        if self.0.fetch_add(1, SeqCst) >= WELCOMED {
+        if self.streams.fetch_add(1, SeqCst) >= WELCOMED {
             return Err(Status::unavailable("not any more"));
         }
         let mut frames = request.into_inner();
@@ -52,7 +81,11 @@ impl Locks for EndsStreams {
         };
         let op = proto::ServerOp { id, response: Some(Op::Welcome(welcome)) };
         let frame = ServerFrame { ops: vec![op], ..ServerFrame::default() };
-        Ok(Response::new(Box::pin(tokio_stream::once(Ok(frame)))))
+        let welcome = tokio_stream::once(Ok(frame));
+        Ok(Response::new(match self.refuses_locks {
+            true => Box::pin(welcome.chain(frames.filter_map(refusals))),
+            false => Box::pin(welcome),
+        }))
     }
 
     async fn open_session(
@@ -128,14 +161,22 @@ impl Locks for EndsStreams {
 }
 
 #[tokio::test]
+async fn an_operation_that_is_refused_renews_too() {
+    let server = Welcomes { refuses_locks: true, ..Welcomes::default() };
+    let client = Client::connect(&server.serve().await).await.expect("it listens");
+    let session = client.session(None).await.expect("welcomed");
+    let left = || session.deadline().remaining(SystemClock.now());
+    assert!(left() < Duration::from_secs(2));
+    let refused = session.lock(spec("k")).await.expect_err("refused");
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    assert!(left() > Duration::from_secs(30), "the response came with a promise: {:?}", left());
+}
+
+#[tokio::test]
 async fn a_stream_that_is_welcomed_and_ends_is_not_replaced_again_and_again_without_a_pause() {
     let streams = Arc::new(AtomicU64::new(0));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it is bound").to_string();
-    let server = tonic::transport::Server::builder()
-        .add_service(LocksServer::new(EndsStreams(Arc::clone(&streams))))
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    tokio::spawn(server);
+    let server = Welcomes { streams: Arc::clone(&streams), refuses_locks: false };
+    let address = server.serve().await;
     let session =
         Client::connect(&address).await.expect("it listens").session(None).await.expect("welcomed");
     // It resumes, and is welcomed, and so renewed, until it is welcomed no more: for 2 s from then.
