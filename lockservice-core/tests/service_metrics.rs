@@ -8,6 +8,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::join_all;
 use lockservice_core::allocator::{
     AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator,
 };
@@ -26,7 +28,7 @@ struct Node {
     parts: ServiceParts,
     service: LockService,
     store: Arc<StoreMetrics>,
-    _allocator: Arc<LocalAllocator>,
+    allocator: Arc<LocalAllocator>,
 }
 
 async fn node() -> Node {
@@ -42,7 +44,7 @@ async fn node() -> Node {
     let shared = Arc::clone(&allocator) as Arc<dyn LockTableAllocator>;
     let parts = ServiceParts::new(shared, clock, name);
     let service = LockService::start(parts.clone()).await.expect("it starts");
-    Node { parts, service, store, _allocator: allocator }
+    Node { parts, service, store, allocator }
 }
 
 impl Node {
@@ -72,6 +74,20 @@ fn refused(counts: &ServiceCounts, kind: ErrorKind) -> u64 {
 /// The bounds of the buckets with values, and the values in them.
 fn filled(values: &Distribution) -> Vec<(f64, u64)> {
     values.buckets.iter().copied().filter(|(_, count)| *count > 0).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_changes_that_wait_for_the_store_are_known_until_they_are_written() {
+    let node = node().await;
+    assert_eq!(node.allocator.queued_changes(), 0);
+    let tables: Vec<_> = (0..3).map(|number| table(&number.to_string())).collect();
+    let binds = tables.iter().map(|table| node.allocator.bind(node.service.id(), table));
+    let mut binds = std::pin::pin!(join_all(binds));
+    // The writer has no turn on this thread before the test waits.
+    assert!(binds.as_mut().now_or_never().is_none());
+    assert_eq!(node.allocator.queued_changes(), 3);
+    assert!(binds.await.iter().all(Result::is_ok));
+    assert_eq!(node.allocator.queued_changes(), 0);
 }
 
 #[tokio::test(start_paused = true)]
