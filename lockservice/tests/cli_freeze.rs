@@ -9,15 +9,13 @@ use lockservice_core::clock::{Clock as _, SystemClock, Time, lo};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use rustix::process::{Pid, Signal};
 
-/// Short, but the margins of the clocks must not be all that is left. The lease is one and a half
-/// times the session's TTL, as by default.
-const LEASE: &str = "9s";
-const TTL: Duration = Duration::from_secs(6);
-const STOP_TIME: Duration = Duration::from_millis(50);
+/// The default of a session, with the default lease of fifteen seconds.
+const TTL: Duration = Duration::from_secs(10);
+const STOP_TIME: Duration = Duration::from_millis(100);
 
-const HOLDERS: usize = 10;
+const HOLDERS: usize = 17;
 /// With as many holders, fifty freezes of a holder; each takes as long as a freeze.
-const FREEZES: usize = 5;
+const FREEZES: usize = 3;
 
 /// Stops the server for this long. The time itself is what is tested.
 fn freeze(server: &Server, time: Duration) {
@@ -39,9 +37,8 @@ fn sleep_until(time: Time) {
 /// Holders of rows, each with the process of its command.
 fn holders(server: &Server) -> Vec<(Running, Pid)> {
     let hold = |number: usize| {
-        let (key, ttl, stop_time) =
-            (number.to_string(), format!("{TTL:?}"), format!("{STOP_TIME:?}"));
-        server.hold(&["t", &key, "--ttl", &ttl, "--stop-time", &stop_time])
+        let (key, stop_time) = (number.to_string(), format!("{STOP_TIME:?}"));
+        server.hold(&["t", &key, "--stop-time", &stop_time])
     };
     (0..HOLDERS).map(hold).collect()
 }
@@ -60,7 +57,7 @@ fn tokens(server: &Server) -> Vec<(String, u64)> {
 
 #[test]
 fn a_freeze_of_the_server_for_six_tenths_of_the_guard_loses_nothing() {
-    let server = Server::start_with(&["--lease-ttl", LEASE]);
+    let server = Server::start();
     let holders = holders(&server);
     let mut waiter = server.lock(&["t", "0", "--quiet", "--timeout", "300s"], "echo in");
     server.waits(1);

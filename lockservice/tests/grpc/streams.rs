@@ -77,6 +77,7 @@ impl Locks for Welcomes {
             node: "node-1".to_owned(),
             ttl_ms: 2_000,
             promise,
+            message_bytes_max: 1 << 20,
             ..proto::Welcome::default()
         };
         let op = proto::ServerOp { id, response: Some(Op::Welcome(welcome)) };
