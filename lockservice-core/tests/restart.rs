@@ -385,10 +385,12 @@ async fn a_store_with_a_lease_of_five_seconds_opens_with_fifteen_and_waits_those
     let b = second.register(&register(2)).await.expect("replaced");
     assert_eq!(b.lease_ttl, Duration::from_secs(15));
     let wait = second.bind(b.service, &table("t")).await.expect_err("the old promise");
-    clock.advance(wait.retry_after().expect("it ends"));
-    let after = second.bind(b.service, &table("t")).await.expect("run out").bind;
+    assert_eq!(wait.retry_after(), Some(hi(b.lease_ttl)));
+    clock.advance(hi(b.lease_ttl));
+    // Nothing has renewed the second one meanwhile.
+    let c = second.register(&register(3)).await.expect("lapsed");
+    let after = second.bind(c.service, &table("t")).await.expect("run out").bind;
     assert!(after.version > before.version);
-    // A renewal is promised the new lease, and the store has it.
     let kept = disk.load().await.expect("load").constants.expect("set");
     assert_eq!(kept, settings.constants);
 }
