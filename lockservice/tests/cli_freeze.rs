@@ -24,6 +24,7 @@ fn freeze(server: &Server, time: Duration) {
     server.running.signal(Signal::CONT);
 }
 
+#[allow(clippy::disallowed_methods, reason = "nothing but the time is waited for")]
 fn sleep_until(time: Time) {
     loop {
         let left = time.remaining(SystemClock.now());
