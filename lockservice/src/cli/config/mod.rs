@@ -6,6 +6,7 @@
 //! | `environment` | settings in environment variables |
 //! | `addresses` | the addresses of a node |
 //! | `flags` | the flags of `serve`, which go before everything else |
+//! | `lease` | the default of the lease, which depends on the store |
 //! | `identities` | [`IdentityFiles`]: who may do what, read again when it changes |
 //! | `table_limits` | [`LimitFile`]: limits of tables, read again when they change |
 //! | `origin` | [`Origin`]: the sources of the settings |
@@ -14,6 +15,7 @@ mod addresses;
 mod environment;
 mod flags;
 mod identities;
+mod lease;
 mod origin;
 mod table_limits;
 
@@ -25,7 +27,6 @@ use figment::error::Kind;
 use figment::providers::{Format, Serialized, Toml};
 use lockservice_core::allocator::AllocatorSettings;
 use lockservice_core::service::ServiceSettings;
-use lockservice_core::store::ClusterConstants;
 use lockservice_core::{Error, NodeName};
 use serde::{Deserialize, Serialize};
 
@@ -42,9 +43,6 @@ use crate::server::{IdentitySettings, ServerSettings, TlsSettings};
 use crate::store::StoreUrl;
 
 const PREFIX: &str = "LOCKSERVICE_";
-
-/// The setting whose default depends on the store.
-const LEASE_TTL: &str = "allocator.constants.lease_ttl_ms";
 
 /// Settings of `serve`. The sections' keys end in their units.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -175,26 +173,12 @@ impl Config {
                 errors.into_iter().map(|error| describe(&error, &file)).collect();
             failure(all.join("; "))
         })?;
-        let by_default = figment.find_metadata(LEASE_TTL) == defaults.find_metadata(LEASE_TTL);
-        if by_default {
+        if !lease::is_set(&figment, &defaults) {
             merged.lease_by_store(args.store.as_deref());
         }
         merged.apply(args);
         merged.check()?;
         Ok((merged, origin))
-    }
-
-    /// Sets the lease to the default for the store, `store` or that of the settings. In a cluster
-    /// it is how long the tables of a node that died are out of reach; with an exclusive store it
-    /// is how long holders may be without their server.
-    fn lease_by_store(&mut self, store: Option<&str>) {
-        let url = StoreUrl::parse(store.unwrap_or(&self.store));
-        // An unreadable URL is an error where the store is opened.
-        let constants = match url.is_ok_and(|url| url.is_shared()) {
-            true => ClusterConstants::default(),
-            false => ClusterConstants::for_exclusive_store(),
-        };
-        self.allocator.constants.lease_ttl_ms = constants.lease_ttl_ms;
     }
 
     fn check(&self) -> Result<(), Failure> {
@@ -392,42 +376,6 @@ mod tests {
             ("127.0.0.1:3", "007", "memory:")
         );
         assert_eq!(config.service.sessions_max, 9);
-    }
-
-    #[test]
-    fn the_lease_is_longer_with_an_exclusive_store_unless_it_is_set() {
-        let lease = |flags: &[&str], env: &[(&str, &str)]| {
-            load(flags, env).unwrap().allocator.constants.lease_ttl_ms
-        };
-        assert_eq!(lease(&[], &[]), 15_000);
-        for store in ["memory:", "file:/x/y"] {
-            assert_eq!(lease(&["--store", store], &[]), 15_000, "{store}");
-        }
-        assert_eq!(lease(&[], &[("LOCKSERVICE_STORE", "memory:")]), 15_000);
-        for store in ["postgres://h/d", "redis://h"] {
-            assert_eq!(lease(&["--store", store], &[]), 5_000, "{store}");
-            assert_eq!(lease(&[], &[("LOCKSERVICE_STORE", store)]), 5_000, "{store}");
-            // A flag goes before the environment.
-            let both = lease(&["--store", "memory:"], &[("LOCKSERVICE_STORE", store)]);
-            assert_eq!(both, 15_000, "{store}");
-        }
-
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let path = file.path().to_str().unwrap();
-        for (store, other) in [("memory:", "5000"), ("redis://h", "15000")] {
-            let set: u64 = other.parse().unwrap();
-            let flags = ["--store", store, "--config", path];
-            let variable = ("LOCKSERVICE_ALLOCATOR__CONSTANTS__LEASE_TTL_MS", other);
-            assert_eq!(lease(&flags, &[variable]), set);
-            let flag = format!("{other}ms");
-            assert_eq!(lease(&[&flags[..], &["--lease-ttl", &flag]].concat(), &[]), set);
-            std::fs::write(path, format!("[allocator.constants]\nlease_ttl_ms = {other}\n"))
-                .unwrap();
-            assert_eq!(lease(&flags, &[]), set);
-            // Another setting of the same section is not this one.
-            std::fs::write(path, "[allocator.constants]\nleadership_ttl_ms = 1500\n").unwrap();
-            assert_ne!(lease(&flags, &[]), set);
-        }
     }
 
     #[test]
