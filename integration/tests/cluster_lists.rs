@@ -92,6 +92,24 @@ mod check {
             while run(&places[1], &["locks"]).await.status.code() != Some(0) {}
         })
         .await;
+
+        // A kill finds the node by the id, wherever it is called.
+        let listed = json_lines(&run(&places[0], &["--json", "sessions"]).await);
+        let session = listed.iter().find(|line| line["node"] == "b").expect("it is held");
+        let handle = session["session"].as_str().expect("text");
+        let how = ["--reason", "the test", "--now"];
+        let killed = run(&places[0], &[&["session", "kill", handle], &how[..]].concat()).await;
+        assert_eq!(killed.status.code(), Some(0), "{killed:?}");
+        let listed = json_lines(&run(&places[1], &["--json", "txns"]).await);
+        let txn = listed.iter().find(|line| line["node"] == "a").expect("it is held");
+        let txn = txn["txn"].as_str().expect("text");
+        let killed = run(&places[1], &[&["txn", "kill", txn], &how[..]].concat()).await;
+        assert_eq!(killed.status.code(), Some(0), "{killed:?}");
+        let left = run(&places[1], &["--json", "locks"]).await;
+        assert!(shown(&left).is_empty(), "{left:?}");
+        // What no node has is not found at the one that was asked.
+        let gone = run(&places[0], &[&["session", "kill", "s1-1"], &how[..]].concat()).await;
+        assert_eq!(gone.status.code(), Some(64), "{gone:?}");
         drop(held);
     }
 }

@@ -373,6 +373,28 @@ async fn a_shorter_ttl_waits_out_the_longer_one_over_two_restarts() {
     );
 }
 
+#[tokio::test]
+async fn a_store_with_a_lease_of_five_seconds_opens_with_fifteen_and_waits_those_out() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let first = open(&disk, &clock, 5_000).await;
+    let a = first.register(&register(1)).await.expect("free");
+    let before = first.bind(a.service, &table("t")).await.expect("free").bind;
+    first.shutdown(false, Duration::ZERO).await.expect("stops");
+    let settings = AllocatorSettings::for_exclusive_store();
+    let second = open(&disk, &clock, settings.constants.lease_ttl_ms).await;
+    let b = second.register(&register(2)).await.expect("replaced");
+    assert_eq!(b.lease_ttl, Duration::from_secs(15));
+    let wait = second.bind(b.service, &table("t")).await.expect_err("the old promise");
+    assert_eq!(wait.retry_after(), Some(hi(b.lease_ttl)));
+    clock.advance(hi(b.lease_ttl));
+    // Nothing has renewed the second one meanwhile.
+    let c = second.register(&register(3)).await.expect("lapsed");
+    let after = second.bind(c.service, &table("t")).await.expect("run out").bind;
+    assert!(after.version > before.version);
+    let kept = disk.load().await.expect("load").constants.expect("set");
+    assert_eq!(kept, settings.constants);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_number_of_a_write_says_whether_it_landed_after_a_lost_response() {
     for lost in [1, 2, 3, 4] {

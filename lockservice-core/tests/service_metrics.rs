@@ -6,6 +6,7 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use lockservice_core::allocator::{
@@ -26,7 +27,7 @@ struct Node {
     parts: ServiceParts,
     service: LockService,
     store: Arc<StoreMetrics>,
-    _allocator: Arc<LocalAllocator>,
+    allocator: Arc<LocalAllocator>,
 }
 
 async fn node() -> Node {
@@ -42,7 +43,7 @@ async fn node() -> Node {
     let shared = Arc::clone(&allocator) as Arc<dyn LockTableAllocator>;
     let parts = ServiceParts::new(shared, clock, name);
     let service = LockService::start(parts.clone()).await.expect("it starts");
-    Node { parts, service, store, _allocator: allocator }
+    Node { parts, service, store, allocator }
 }
 
 impl Node {
@@ -72,6 +73,23 @@ fn refused(counts: &ServiceCounts, kind: ErrorKind) -> u64 {
 /// The bounds of the buckets with values, and the values in them.
 fn filled(values: &Distribution) -> Vec<(f64, u64)> {
     values.buckets.iter().copied().filter(|(_, count)| *count > 0).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_changes_that_wait_for_the_store_are_known_until_they_are_written() {
+    let node = node().await;
+    assert_eq!(node.allocator.queued_changes(), 0);
+    let tables: Vec<_> = (0..3).map(|number| table(&number.to_string())).collect();
+    let binds = tables.iter().map(|table| node.allocator.bind(node.service.id(), table));
+    let mut binds: Vec<_> = binds.map(Box::pin).collect();
+    // The writer has no turn on this thread before the test waits.
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(binds.iter_mut().all(|bind| bind.as_mut().poll(&mut cx).is_pending()));
+    assert_eq!(node.allocator.queued_changes(), 3);
+    for bind in binds {
+        bind.await.expect("it is written");
+    }
+    assert_eq!(node.allocator.queued_changes(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 //! [`push`] appends an operation to the frame that goes out.
 //!
 //! A frame on the wire is a `ClientFrame` or a `ServerFrame`: operations as field 1, and in the
-//! latter the number of quiet operations that are done.
+//! latter the number of quiet operations that are done, and a promise.
 
 use std::ops::Range;
 
@@ -25,8 +25,9 @@ pub(crate) const SESSION_PATH: &str = "/lockservice.v1.Locks/Session";
 /// The number of `ops` in either frame, and of `id` in either operation.
 const OPS: u32 = 1;
 const ID: u32 = 1;
-/// The number of `quiet_done` in a `ServerFrame`.
+/// The numbers of `quiet_done` and `valid_for_ms` in a `ServerFrame`.
 const QUIET_DONE: u32 = 2;
+const VALID_FOR_MS: u32 = 3;
 
 /// Hands frames over as they are. The transport bounds their size.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,11 +104,13 @@ pub(crate) struct Ops {
     at: usize,
     #[cfg_attr(not(feature = "client"), allow(dead_code, reason = "only a client reads it"))]
     quiet_done: u64,
+    #[cfg_attr(not(feature = "client"), allow(dead_code, reason = "only a client reads it"))]
+    valid_for_ms: u64,
 }
 
 impl Ops {
     pub(crate) fn of(frame: Bytes) -> Self {
-        Self { frame, at: 0, quiet_done: 0 }
+        Self { frame, at: 0, quiet_done: 0, valid_for_ms: 0 }
     }
 
     /// How many quiet operations of the stream the frame says are done; 0 if it says nothing. To be
@@ -115,6 +118,13 @@ impl Ops {
     #[cfg(any(feature = "client", test))]
     pub(crate) fn quiet_done(&self) -> u64 {
         self.quiet_done
+    }
+
+    /// The promise of the session, raw, that the frame says; zero if it says none. To be read when
+    /// all operations were.
+    #[cfg(any(feature = "client", test))]
+    pub(crate) fn valid_for(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.valid_for_ms)
     }
 
     /// The next one. After an error nothing follows.
@@ -130,6 +140,9 @@ impl Ops {
                 }
                 Ok((QUIET_DONE, Some(Field::Number(done)), end)) => {
                     (self.quiet_done, self.at) = (done, end);
+                }
+                Ok((VALID_FOR_MS, Some(Field::Number(valid_for)), end)) => {
+                    (self.valid_for_ms, self.at) = (valid_for, end);
                 }
                 // Of a later version.
                 Ok((_, _, end)) => self.at = end,
@@ -201,6 +214,14 @@ fn too_short() -> Error {
 #[cfg(any(feature = "server", test))]
 pub(crate) fn push_quiet_done(frame: &mut BytesMut, done: u64) {
     prost::encoding::uint64::encode(QUIET_DONE, &done, frame);
+}
+
+/// Says in a frame for how long the session is promised. Zero says nothing.
+#[cfg(any(feature = "server", test))]
+pub(crate) fn push_valid_for(frame: &mut BytesMut, valid_for_ms: u64) {
+    if valid_for_ms > 0 {
+        prost::encoding::uint64::encode(VALID_FOR_MS, &valid_for_ms, frame);
+    }
 }
 
 /// Appends an operation to a frame.
@@ -279,11 +300,13 @@ mod tests {
         let mut out = BytesMut::new();
         push(&mut out, &done);
         push_quiet_done(&mut out, 300);
-        let frame = proto::ServerFrame { ops: vec![done], quiet_done: 300 };
+        push_valid_for(&mut out, 0);
+        push_valid_for(&mut out, 70_000);
+        let frame = proto::ServerFrame { ops: vec![done], quiet_done: 300, valid_for_ms: 70_000 };
         assert_eq!(out, frame.encode_to_vec());
         let mut ops = Ops::of(out.freeze());
         assert!(ops.next().is_some_and(|op| op.is_ok()) && ops.next().is_none());
-        assert_eq!(ops.quiet_done(), 300);
+        assert_eq!((ops.quiet_done(), ops.valid_for().as_millis()), (300, 70_000));
     }
 
     #[cfg(feature = "client")]

@@ -116,7 +116,8 @@ pub use lockservice_core::{
     LockItem, LockMode, NodeName, Result, SessionHandle, TableRef, TxnId,
 };
 
-/// Opens the store that `url` names and an allocator on it, with default settings: the start of an
+/// Opens the store that `url` names and an allocator on it, with the
+/// [settings for an exclusive store](AllocatorSettings::for_exclusive_store): the start of an
 /// embedded service in one process alone.
 ///
 /// Call [`shutdown`](ElectedAllocator::shutdown) when the service has stopped, so that the next
@@ -156,7 +157,7 @@ pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllo
         ));
     }
     let store = url.open().await?;
-    let settings = AllocatorSettings::default();
+    let settings = AllocatorSettings::for_exclusive_store();
     let allocator =
         ElectedAllocator::start(store, Arc::new(SystemClock), settings, node, "", Arc::new(Alone))?;
     allocator.elected().await?;

@@ -97,6 +97,8 @@ fn locks_waits_and_refusals_are_counted() {
     assert_eq!(fresh.value("lockservice_ready"), 1.0);
     assert_eq!(fresh.value("lockservice_role{role=\"leading\"}"), 1.0);
     assert!(fresh.value("lockservice_lease_left_seconds") > 0.0);
+    assert_eq!(fresh.value("lockservice_store_changes_queued"), 0.0);
+    assert_eq!(fresh.value("lockservice_store_changes_queued_limit"), 8_192.0);
 
     let (holder, _command) = server.hold(&["t", "k"]);
     let held = Scraped::of(&metrics);

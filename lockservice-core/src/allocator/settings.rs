@@ -19,7 +19,8 @@ pub const TTL_MS_MAX: u64 = 3_600_000;
 #[serde(default, deny_unknown_fields)]
 pub struct AllocatorSettings {
     /// The cluster's TTLs, in milliseconds, each 1,000 to 3,600,000. Default: 2,000 of leadership,
-    /// 5,000 of a lease. Changing one waits out the old (B4).
+    /// 5,000 of a lease; 15,000 of a lease in
+    /// [`for_exclusive_store`](Self::for_exclusive_store). Changing one waits out the old (B4).
     pub constants: ClusterConstants,
     /// Largest number of lock tables. Default: 1,000,000.
     pub tables_max: usize,
@@ -57,6 +58,12 @@ impl Default for AllocatorSettings {
 }
 
 impl AllocatorSettings {
+    /// The defaults for a store that one process opens exclusively. They differ from those of a
+    /// cluster in the [constants](ClusterConstants::for_exclusive_store).
+    pub fn for_exclusive_store() -> Self {
+        Self { constants: ClusterConstants::for_exclusive_store(), ..Self::default() }
+    }
+
     /// The time for which a table may be without an owner before it is forgotten; `None` for ever.
     pub fn table_idle(&self) -> Option<Duration> {
         (self.table_idle_ms > 0).then(|| Duration::from_millis(self.table_idle_ms))

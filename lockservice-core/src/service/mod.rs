@@ -264,6 +264,12 @@ impl LockService {
         self.inner.parts.env.clock()
     }
 
+    /// The raw length of this service's lease, as the allocator gave it last: no promise to a
+    /// session is longer (P1).
+    pub fn lease_ttl(&self) -> Duration {
+        self.inner.lease.lock().ttl()
+    }
+
     /// Every lock held here, of one table if `table` is given; as [`lock_list`](Self::lock_list),
     /// to its end.
     pub fn locks(&self, table: Option<&TableRef>) -> Vec<LockStatus> {

@@ -37,6 +37,13 @@ impl Default for ClusterConstants {
 }
 
 impl ClusterConstants {
+    /// The defaults for a store that one process opens exclusively: fifteen seconds of a lease.
+    /// With such a store no node waits for the lease of another, and holders outlast a longer
+    /// absence of their server.
+    pub const fn for_exclusive_store() -> Self {
+        Self { leadership_ttl_ms: 2_000, lease_ttl_ms: 15_000 }
+    }
+
     /// The time for which a service's lease lasts without a renewal.
     pub const fn lease_ttl(&self) -> Duration {
         Duration::from_millis(self.lease_ttl_ms)

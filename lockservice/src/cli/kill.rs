@@ -1,7 +1,7 @@
 //! `session kill`, `txn kill`, `lock force-release`: an operator ends the work of others.
 
 use lockservice_core::service::{KillEnd, Killed};
-use lockservice_core::{Error, ErrorKind, SessionHandle, TxnId};
+use lockservice_core::{Error, ErrorKind, ServiceId, SessionHandle, TxnId};
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -9,13 +9,13 @@ use super::args::{ForceReleaseArgs, KillArgs, SessionCommand, TxnCommand};
 use super::exit::{self, Failure};
 use super::list::show;
 use super::output::Output;
-use crate::client::{Kill, TxnKill, TxnKills};
+use crate::client::{AdminClient, Kill, TxnKill, TxnKills};
 
 /// Runs `command`.
 pub(crate) async fn session(command: &SessionCommand, json: bool) -> Result<(), Failure> {
     let SessionCommand::Kill { session, how } = command;
-    let client = how.client.connect().await?;
-    let kill = client.admin().kill_session(*session, &how.reason, how.now).await?;
+    let node = node_of(how, session.service).await?;
+    let kill = node.kill_session(*session, &how.reason, how.now).await?;
     // Before the first line, whose reader may be quick.
     let interrupts = interrupts()?;
     let output = Output::new(json);
@@ -28,8 +28,8 @@ pub(crate) async fn session(command: &SessionCommand, json: bool) -> Result<(), 
 /// Runs `command`.
 pub(crate) async fn txn(command: &TxnCommand, json: bool) -> Result<(), Failure> {
     let TxnCommand::Kill { txn, how } = command;
-    let client = how.client.connect().await?;
-    let kills = client.admin().kill_txn(*txn, &how.reason, how.now).await;
+    let node = node_of(how, txn.origin).await?;
+    let kills = node.kill_txn(*txn, &how.reason, how.now).await;
     let kills = kills.map_err(|error| {
         // The id is wrong, or out of date: it does not help to try again.
         let status = match error.kind() {
@@ -39,6 +39,17 @@ pub(crate) async fn txn(command: &TxnCommand, json: bool) -> Result<(), Failure>
         Failure { status, ..Failure::from(error) }
     })?;
     follow(kills, how, json).await
+}
+
+/// The node that runs as this incarnation. If none does, the server that was named: it says that
+/// there is no such session or transaction.
+async fn node_of(how: &KillArgs, service: ServiceId) -> Result<AdminClient, Failure> {
+    let client = how.client.connect().await?;
+    let home = client.admin();
+    if home.node().await.is_ok_and(|(_, incarnation)| incarnation == service) {
+        return Ok(home);
+    }
+    Ok(client.cluster_admin().await?.incarnation(service)?.unwrap_or(home))
 }
 
 /// Ends the transactions that hold a key.

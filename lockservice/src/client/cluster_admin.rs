@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use lockservice_core::{Error, ErrorKind, NodeName, Result};
+use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId};
 
 use super::{AdminClient, Client, Listed};
 
@@ -40,6 +40,7 @@ pub struct ClusterAdmin {
 #[derive(Clone, Debug)]
 struct Member {
     name: NodeName,
+    service: ServiceId,
     address: String,
     /// Fails if its address cannot be used.
     admin: Result<AdminClient>,
@@ -92,16 +93,17 @@ impl Client {
     /// Nothing is changed.
     pub async fn cluster_admin(&self) -> Result<ClusterAdmin> {
         let home = self.admin();
-        let (name, _) = home.node().await?;
+        let (name, service) = home.node().await?;
         let address = home.address().to_owned();
-        let mut nodes = vec![Member { name, address, admin: Ok(home.clone()) }];
+        let mut nodes = vec![Member { name, service, address, admin: Ok(home.clone()) }];
         let unknown = match home.nodes().await {
             Ok(known) => {
                 let is_cut = known.is_cut();
                 for node in known {
                     if node.node != nodes[0].name {
                         let admin = self.admin_of(&node.address);
-                        nodes.push(Member { name: node.node, address: node.address, admin });
+                        let (name, service, address) = (node.node, node.id, node.address);
+                        nodes.push(Member { name, service, address, admin });
                     }
                 }
                 is_cut.then(|| {
@@ -138,6 +140,20 @@ impl ClusterAdmin {
     pub fn only(&self, name: &NodeName) -> Result<Option<Self>> {
         match (self.nodes.iter().find(|node| node.name == *name), &self.unknown) {
             (Some(node), _) => Ok(Some(Self { nodes: vec![node.clone()], unknown: None })),
+            (None, Some(why)) => Err(why.clone()),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The node that runs as this incarnation, for what only that can do: to end a session or a
+    /// transaction, whose ids name it. `None` if no node does: what it had is over.
+    ///
+    /// # Errors
+    /// - `Unavailable`: nodes are not known, and this one may be among them. Try again.
+    /// - The reason why the address of the node cannot be used.
+    pub fn incarnation(&self, service: ServiceId) -> Result<Option<AdminClient>> {
+        match (self.nodes.iter().find(|node| node.service == service), &self.unknown) {
+            (Some(node), _) => node.admin.clone().map(Some),
             (None, Some(why)) => Err(why.clone()),
             (None, None) => Ok(None),
         }
@@ -210,5 +226,7 @@ mod tests {
         assert!(missing.to_string().starts_with("the other nodes are not known: "), "{missing}");
         let name = NodeName::new("n").expect("a name");
         assert_eq!(cluster.only(&name).expect_err("it may be").kind(), ErrorKind::Unavailable);
+        let other = cluster.incarnation(ServiceId::new(7)).expect_err("it may be");
+        assert_eq!(other.kind(), ErrorKind::Unavailable);
     }
 }

@@ -65,6 +65,7 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         session: SessionId::new(welcome.session),
         node: NodeName::new(&welcome.node)?,
         ttl: Duration::from_millis(welcome.ttl_ms),
+        lease: Duration::from_millis(welcome.lease_ms),
         message_bytes_max: connected.message_bytes_max(),
         volatile: welcome.volatile,
     };
@@ -272,11 +273,15 @@ async fn take_frame(
     // P2: once for all grants of the frame. Each caller looks again.
     let accept = shared.check();
     let (mut renewed, mut restarting, mut promise) = (false, false, None);
+    let ends = |(sent, promised): &(Time, Duration)| *sent + *promised;
+    // When the newest operation was sent that has its response here.
+    let mut newest = None;
     let mut ops = Ops::of(frame);
     while let Some(op) = ops.next() {
         match op.map(|op| take_in(shared, reader, &op, &accept)) {
             Ok(ResponseEffect::None) => {}
             Ok(ResponseEffect::Restarting) => restarting = true,
+            Ok(ResponseEffect::Answered(sent)) => newest = newest.max(Some(sent)),
             Ok(ResponseEffect::Renewed(sent, promised)) => {
                 shared.renewed(sent, promised);
                 *next_renewal = sent + renewal_interval(shared, promised);
@@ -284,7 +289,7 @@ async fn take_frame(
             }
             // The one that ends last counts.
             Ok(ResponseEffect::Promised(sent, promised)) => {
-                let ends = |(sent, promised): &(Time, Duration)| *sent + *promised;
+                newest = newest.max(Some(sent));
                 promise = promise.into_iter().chain([(sent, promised)]).max_by_key(ends);
             }
             Ok(ResponseEffect::Lost(error)) => {
@@ -297,6 +302,9 @@ async fn take_frame(
     if ops.quiet_done() > 0 {
         shared.outbox.quiet_done(ops.quiet_done());
     }
+    // P2: the server took that operation in before it made the promise of the frame.
+    let of_frame = newest.zip(Some(ops.valid_for()).filter(|promised| !promised.is_zero()));
+    promise = promise.into_iter().chain(of_frame).max_by_key(ends);
     if let Some((sent, promised)) = promise
         && shared.promised(sent, promised)
     {

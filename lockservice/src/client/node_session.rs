@@ -72,6 +72,8 @@ pub(super) struct Info {
     pub(super) session: SessionId,
     pub(super) node: NodeName,
     pub(super) ttl: Duration,
+    /// The longest promise of the server; zero if it did not say.
+    pub(super) lease: Duration,
     pub(super) message_bytes_max: usize,
     pub(super) volatile: bool,
 }

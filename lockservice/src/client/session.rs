@@ -189,6 +189,13 @@ impl Session {
         self.home().info.ttl
     }
 
+    /// The longest time for which the server promises anything, its own lease; `None` if it did not
+    /// say. The locks of this session are safe without a response for the shorter of this and the
+    /// [`ttl`](Self::ttl), less the margins for the clocks (P1, P2).
+    pub fn longest_promise(&self) -> Option<Duration> {
+        Some(self.home().info.lease).filter(|lease| !lease.is_zero())
+    }
+
     /// True if the server keeps its bindings in memory: exclusion and the order of tokens hold only
     /// within its life (B7).
     pub fn volatile(&self) -> bool {

@@ -186,7 +186,19 @@ fn store(node: &NodeMetrics, to: &mut Writer<'_>) -> fmt::Result {
         ["call", "reason"],
         failed,
     )?;
-    to.counter("store_changes", "Changes that were written to the store.", node.store.ops_written())
+    to.counter(
+        "store_changes",
+        "Changes that were written to the store.",
+        node.store.ops_written(),
+    )?;
+    let allocator = node.allocator.get();
+    let (queued, queued_max) = allocator.map_or((0, 0), |allocator| allocator.queued_changes());
+    to.gauge(
+        "store_changes_queued",
+        "Changes that wait for the store at the leader; 0 at any other node.",
+        queued,
+    )?;
+    to.gauge("store_changes_queued_limit", "The most changes that may wait.", queued_max)
 }
 
 fn rpc(node: &NodeMetrics, to: &mut Writer<'_>) -> fmt::Result {

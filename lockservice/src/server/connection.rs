@@ -258,7 +258,7 @@ impl Stream {
 
     async fn take_in(&mut self, mut ops: Ops) {
         // Any frame shows that the client lives. An error here is that of its operations, too.
-        let _ = self.session.renew();
+        self.responses.renewed(self.session.renew().ok());
         loop {
             // A frame of many small operations must not become one huge frame of responses.
             if self.responses.count() >= OPS_PER_FRAME_MAX && !self.flush().await {

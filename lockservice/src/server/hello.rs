@@ -77,6 +77,7 @@ pub(super) fn open(
         message_bytes_max: settings.message_bytes_max as u64,
         ops_max: u32::try_from(settings.ops_under_way_max).unwrap_or(u32::MAX),
         volatile: settings.volatile,
+        lease_ms: convert::millis_down(service.lease_ttl()),
         txn_ops_max: u32::try_from(service.settings().ops_per_txn_max).unwrap_or(u32::MAX),
         reclaim,
     };

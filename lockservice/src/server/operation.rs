@@ -1,6 +1,6 @@
 //! The messages of a session stream as operations, and results as messages.
 
-use lockservice_core::service::{OpResponse, Operation, TxnClaim, TxnOp, TxnOptions};
+use lockservice_core::service::{OpResponse, Operation, Promise, TxnClaim, TxnOp, TxnOptions};
 use lockservice_core::table::Savepoint;
 use lockservice_core::{Error, ErrorKind, LockMode, Result, Sequence, TxnNumber};
 
@@ -301,6 +301,8 @@ pub(super) struct Responses {
     count: usize,
     /// The number of quiet operations that the client knows to be done.
     quiet_done: u64,
+    /// The promise of the session, raw, when the last frame was taken in; 0 if there was none.
+    valid_for_ms: u64,
     /// The last grant: its memory is used again.
     locked: proto::ServerOp,
 }
@@ -311,6 +313,12 @@ impl Responses {
         self.count
     }
 
+    /// A frame of the client is about to be taken in, and renewed the session. Every operation that
+    /// has its response in the next frame was sent before that (P2).
+    pub(super) fn renewed(&mut self, promise: Option<Promise>) {
+        self.valid_for_ms = promise.map_or(0, |promise| convert::millis_down(promise.valid_for));
+    }
+
     /// Takes the frame out. It acknowledges the first `quiet_done` quiet operations of the stream:
     /// after the responses, which may tell that one of them failed.
     pub(super) fn take(&mut self, quiet_done: u64) -> Bytes {
@@ -319,6 +327,7 @@ impl Responses {
             self.quiet_done = quiet_done;
             frame::push_quiet_done(&mut self.frame, quiet_done);
         }
+        frame::push_valid_for(&mut self.frame, self.valid_for_ms);
         self.frame.split().freeze()
     }
 

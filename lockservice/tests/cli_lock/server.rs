@@ -27,7 +27,8 @@ fn when_the_server_stops_a_holder_exits_with_70_and_a_waiter_with_69_when_its_ti
 
 #[test]
 fn after_a_crash_of_the_server_the_old_command_has_ended_before_the_next_one_runs() {
-    let server = Server::start();
+    // The next one waits for as long as the lease.
+    let server = Server::start_with(&["--lease-ttl", "2s"]);
     let token = |line: String| line.parse::<u64>().unwrap();
     let mut holder = server.lock(&["t", "k"], "echo $LOCKSERVICE_TOKEN; echo $$; exec sleep 1000");
     let before = token(holder.line());

@@ -84,7 +84,7 @@ fn stuck(server: &Server, ttl: &str, after: &str) -> Option<Stuck> {
 #[test]
 fn when_the_supervisor_was_killed_the_lock_is_released_once_all_has_gone_and_not_before() {
     let server = Server::start();
-    let Some(Stuck { holder, command, member }) = stuck(&server, "30s", "exec sleep 1000") else {
+    let Some(Stuck { holder, command, member }) = stuck(&server, "15s", "exec sleep 1000") else {
         return;
     };
     let script = format!(

@@ -65,7 +65,8 @@ fn a_waiter_says_whom_it_waits_for_and_again_when_that_changes_unless_it_is_quie
 
 #[test]
 fn a_waiter_for_a_table_whose_owner_was_killed_says_that_it_waits_for_the_last_owner() {
-    let server = Server::start();
+    // Long enough to wait until it is said, after a second.
+    let server = Server::start_with(&["--lease-ttl", "3s"]);
     assert!(server.run(&["lock", "t", "k", "--", "true"]).status.success());
     let server = server.crash_and_restart();
     let waiter = Running::start(&mut server.command(&["lock", "t", "k", "--", "true"]));

@@ -232,10 +232,16 @@ impl Server {
 
     /// Stops the server in order and starts it again on the same store, at another address.
     pub(crate) fn stop_and_restart(self) -> Self {
-        let Self { running, folder, flags, .. } = self;
+        let flags = self.flags.clone();
+        self.stop_and_restart_with(&flags.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The same with other flags.
+    pub(crate) fn stop_and_restart_with(self, flags: &[&str]) -> Self {
+        let Self { running, folder, .. } = self;
         running.signal(Signal::TERM);
         assert!(running.wait().0.success(), "it stops in order");
-        Self::open(folder, &flags.iter().map(String::as_str).collect::<Vec<_>>())
+        Self::open(folder, flags)
     }
 
     /// `lockservice ARGS` that talks to this server.

@@ -134,6 +134,14 @@ impl FakeStream {
         self.respond(id, Wire::Error(error_to_proto(error)));
     }
 
+    /// Fails an operation, in a frame with this promise.
+    pub(crate) fn fail_with_promise(&self, id: u64, error: &Error, valid_for_ms: u64) {
+        let op = proto::ServerOp { id, response: Some(Wire::Error(error_to_proto(error))) };
+        let frame = ServerFrame { ops: vec![op], valid_for_ms, ..ServerFrame::default() };
+        // The client may have gone on to another stream.
+        let _ = self.responses.send(Ok(frame));
+    }
+
     pub(crate) fn notice(&self, notice: Notice) {
         self.respond(0, Wire::Notice(proto::Notice { notice: Some(notice) }));
     }

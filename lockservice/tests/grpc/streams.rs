@@ -8,10 +8,30 @@ use lockservice::client::Client;
 use lockservice::proto;
 use lockservice::server::ServerSettings;
 use lockservice_core::clock::{Clock, SystemClock};
-use lockservice_core::{ErrorKind, LockItem};
+use lockservice_core::{Error, ErrorKind, LockItem};
 
 /// The number of streams that are welcomed, and end at once.
 const WELCOMED: u64 = 8;
+
+#[tokio::test]
+async fn an_operation_that_is_refused_renews_too() {
+    let mut server = FakeServer::start().await;
+    let client = Client::connect(&server.address).await.expect("it listens");
+    let opening = tokio::spawn(async move { client.session(None).await });
+    let mut stream = server.stream().await;
+    stream.hello().await;
+    stream.welcome(proto::Welcome::default(), 2_000);
+    let session = opening.await.expect("no panic").expect("welcomed");
+    let left = || session.deadline().remaining(SystemClock.now());
+    assert!(left() < Duration::from_secs(2));
+    let refusing = async {
+        let (id, _) = stream.next_op().await;
+        stream.fail_with_promise(id, &Error::new(ErrorKind::Conflict, "held"), 60_000);
+    };
+    let (refused, ()) = tokio::join!(session.lock(spec("k")), refusing);
+    assert_eq!(refused.expect_err("refused").kind(), ErrorKind::Conflict);
+    assert!(left() > Duration::from_secs(30), "the response came with a promise: {:?}", left());
+}
 
 #[tokio::test]
 async fn a_stream_that_is_welcomed_and_ends_is_not_replaced_again_and_again_without_a_pause() {

@@ -204,6 +204,16 @@ impl ElectedAllocator {
         &self.shared.metrics
     }
 
+    /// The changes that wait for the store at this node, if it leads, and the most that may. A node
+    /// that does not lead writes nothing.
+    pub fn queued_changes(&self) -> (usize, usize) {
+        let queued = match &*self.shared.role.borrow() {
+            Role::Leading(leader) => leader.queued_changes(),
+            _ => 0,
+        };
+        (queued, self.shared.settings.queue_max)
+    }
+
     /// The role as it changes.
     pub fn roles(&self) -> Receiver<Role> {
         self.shared.role.subscribe()

@@ -237,6 +237,14 @@ impl LocalAllocator {
             .is_some_and(|state| state.check_leading(self.shared.env.now()).is_ok())
     }
 
+    /// The changes that wait for the store, those with a place in the queue whose caller is about
+    /// to fill it included. The batch that is being written is none of them.
+    pub fn queued_changes(&self) -> usize {
+        let kept = usize::from(self.shared.raise_above.lock().is_some());
+        let queue = &self.shared.queue;
+        (queue.max_capacity() - queue.capacity()).saturating_sub(kept)
+    }
+
     /// True if the store is open to this process alone. False while it is being opened.
     pub(in crate::allocator) fn is_exclusive(&self) -> bool {
         self.shared.state.get().is_some_and(|state| state.exclusive)

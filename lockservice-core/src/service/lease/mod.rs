@@ -54,6 +54,11 @@ impl Lease {
         self.over
     }
 
+    /// Its raw length.
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
     /// From this moment the holder neither grants nor responds (B2).
     pub(crate) fn seal_at(&self) -> Time {
         self.sent + lo(self.ttl)

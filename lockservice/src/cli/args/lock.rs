@@ -34,6 +34,10 @@ Signals that the caller ignores or blocks stay so in the command, but for SIGPIP
 ends \
 it (a command that is to ignore it says so itself: trap '' PIPE).
 
+By default a network, a laptop with a closed lid or the server may be away for 5s at any moment, \
+and for 8s just after a renewal, before the command is ended: two thirds of --ttl, less the stop \
+time and margins for the clocks; a --ttl above the lease of the server gives no more than that.
+
 Exit status: that of the COMMAND (128 + n if signal n ended it; the same signal, if it was sent to \
 lockservice), or
   64   wrong usage, or a lock that a command around this one holds: use that one
@@ -95,8 +99,8 @@ pub(crate) struct LockArgs {
     /// Do not say whom the lock is waited for, nor that the connection is lost and back.
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// How long the server keeps the lock if this process falls silent
-    /// [default: the server's, 10s].
+    /// How long the server keeps the lock if this process falls silent, and the command runs on
+    /// without its server, up to the server's lease [default: the server's, 10s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) ttl: Option<Duration>,
     /// How long the command may take to end when the lock is lost

@@ -142,7 +142,8 @@ pub(crate) struct ServeArgs {
     /// Log each lock call that has waited for so long, with who holds the lock, for example 10s.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) slow_wait: Option<Duration>,
-    /// How long a node that fell silent keeps its tables, for example 5s [default: 5s].
+    /// How long a node that fell silent keeps its tables, and the longest that a holder may be
+    /// without its server, for example 30s [default: 15s; 5s with a store that nodes share].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) lease_ttl: Option<Duration>,
     /// How long to wait at the start for the store and for a leader, for example 60s

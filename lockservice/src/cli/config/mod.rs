@@ -6,6 +6,7 @@
 //! | `environment` | settings in environment variables |
 //! | `addresses` | the addresses of a node |
 //! | `flags` | the flags of `serve`, which go before everything else |
+//! | `lease` | the default of the lease, which depends on the store |
 //! | `identities` | [`IdentityFiles`]: who may do what, read again when it changes |
 //! | `table_limits` | [`LimitFile`]: limits of tables, read again when they change |
 //! | `origin` | [`Origin`]: the sources of the settings |
@@ -14,6 +15,7 @@ mod addresses;
 mod environment;
 mod flags;
 mod identities;
+mod lease;
 mod origin;
 mod table_limits;
 
@@ -98,7 +100,8 @@ pub(crate) struct Config {
     pub(crate) server: ServerSettings,
     /// Limits and defaults of the lock service.
     pub(crate) service: ServiceSettings,
-    /// Limits and constants of the allocator.
+    /// Limits and constants of the allocator. The default of the lease is 15 s, and 5 s with a
+    /// store that nodes share.
     pub(crate) allocator: AllocatorSettings,
 }
 
@@ -126,7 +129,8 @@ impl Default for Config {
             limit: Vec::new(),
             server: ServerSettings::default(),
             service: ServiceSettings::default(),
-            allocator: AllocatorSettings::default(),
+            // As the default of `store` needs it.
+            allocator: AllocatorSettings::for_exclusive_store(),
         }
     }
 }
@@ -173,6 +177,9 @@ impl Config {
                 errors.into_iter().map(|error| describe(&error, &file)).collect();
             failure(all.join("; "))
         })?;
+        if !lease::is_set(&figment, &defaults) {
+            merged.lease_by_store(args.store.as_deref());
+        }
         merged.apply(args);
         merged.check()?;
         Ok((merged, origin))

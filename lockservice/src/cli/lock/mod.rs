@@ -6,10 +6,12 @@
 //! | `hold` | the command that runs meanwhile |
 //! | `connection` | what is said while the connection to the server is lost |
 //! | `end` | [`End`]: the end of this process |
+//! | `promise` | [`ShorterPromise`]: the note that the server promises less than was asked for |
 
 mod connection;
 mod end;
 mod hold;
+mod promise;
 
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ use tokio::sync::watch;
 use self::connection::{ConnectionNews, Meanwhile};
 pub(crate) use self::end::End;
 use self::hold::hold;
+use self::promise::ShorterPromise;
 use super::args::LockArgs;
 use super::exit::{self, Failure};
 use super::outer;
@@ -96,8 +99,10 @@ async fn take(
     args.target()?;
     let clock = SystemClock;
     let mut patience = Patience::new(!args.no_wait, args.timeout, clock.now());
+    let mut promise = ShorterPromise::default();
     loop {
-        let failure = match try_to_take(args, &mut patience, opened, news, json).await {
+        let taken = try_to_take(args, &mut patience, &mut promise, opened, news, json);
+        let failure = match taken.await {
             Ok((lock, stop_time)) => match opened.take() {
                 Some(session) => return Ok((lock, session, stop_time)),
                 // A lock depends on the session that was opened for it.
@@ -117,6 +122,7 @@ async fn take(
 async fn try_to_take(
     args: &LockArgs,
     patience: &mut Patience,
+    promise: &mut ShorterPromise,
     opened: &mut Option<Session>,
     news: &ConnectionNews,
     json: bool,
@@ -131,6 +137,7 @@ async fn try_to_take(
     };
     let session = opened.insert(session);
     let stop_time = stop_time(args, &client, session)?;
+    promise.say(args.ttl, session.longest_promise(), json);
     news.say_back(Meanwhile::Waits);
     let lock = tokio::select! {
         lock = acquire(args, patience, session, json) => lock?,

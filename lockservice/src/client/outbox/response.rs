@@ -28,8 +28,10 @@ pub(in crate::client) enum Response {
 /// The work of the driver after a response.
 #[derive(Debug)]
 pub(in crate::client) enum ResponseEffect {
-    /// Nothing.
+    /// Nothing: it is a response to no operation that is known.
     None,
+    /// Nothing more than that an operation which was sent at this time has its response.
+    Answered(Time),
     /// A renewal, sent at this time, was acknowledged.
     Renewed(Time, Duration),
     /// A grant, requested at this time, carries a promise: the server renews a session with every
@@ -75,7 +77,7 @@ impl Outbox {
                     Ok(Response::Promise(promise)) => {
                         ResponseEffect::Renewed(sent, promise.valid_for)
                     }
-                    Ok(_) => ResponseEffect::None,
+                    Ok(_) => ResponseEffect::Answered(sent),
                     Err(e) => ResponseEffect::Lost(e),
                 }
             }
@@ -86,7 +88,7 @@ impl Outbox {
                     // The caller may have stopped waiting.
                     let _ = reply.send(response.map(drop));
                 }
-                ResponseEffect::None
+                ResponseEffect::Answered(sent)
             }
             What::Savepoint { txn, sequence, reply } => {
                 if let Some(slot) = state.txns.get_mut(txn.0) {
@@ -104,7 +106,7 @@ impl Outbox {
                 });
                 // The caller may have stopped waiting.
                 let _ = reply.send(savepoint);
-                ResponseEffect::None
+                ResponseEffect::Answered(sent)
             }
             What::Lock { txn, sequence, reply, _permit } => {
                 // Dropped when the mutex is free.
@@ -125,13 +127,13 @@ impl Outbox {
                 let (result, effect) = match response {
                     // P5: what the server promises now may not count for it.
                     Ok(_) if let Some(why) = state.why_lost(txn) => {
-                        (Err(why), ResponseEffect::None)
+                        (Err(why), ResponseEffect::Answered(sent))
                     }
                     Ok(response) => granted(response, sent, accept),
                     Err(e) => {
                         drop(state);
                         let _ = reply.send(Err(e));
-                        return ResponseEffect::None;
+                        return ResponseEffect::Answered(sent);
                     }
                 };
                 let waker =
@@ -236,9 +238,9 @@ fn granted(
     let Response::Granted(granted) = response else {
         let e =
             Error::new(ErrorKind::Internal, "the server sent another response to a lock request");
-        return (Err(e), ResponseEffect::None);
+        return (Err(e), ResponseEffect::Answered(sent));
     };
-    let Ok(granted) = granted else { return (granted, ResponseEffect::None) };
+    let Ok(granted) = granted else { return (granted, ResponseEffect::Answered(sent)) };
     let effect = ResponseEffect::Promised(sent, granted.promise.valid_for);
     (accept.clone().map(|()| granted), effect)
 }

@@ -192,6 +192,32 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
 }
 
 #[test]
+fn every_response_says_when_its_operation_was_last_sent() {
+    let (outbox, stream) = opened();
+    let permits = Arc::new(Semaphore::new(1));
+    let txn_number = NumberedTxn::new(TxnOptions::default());
+    let (_, _lock) = outbox
+        .lock(&txn_number, &spec(1, 1), CallContext::default(), permit(&permits))
+        .expect("it is small");
+    let _savepoint = outbox.savepoint(&txn_number).expect("it has begun");
+    let _end = outbox.end(&txn_number, None).expect("it has begun");
+    let clock = Settable::default();
+    clock.0.store(300, SeqCst);
+    let frame = read(outbox.poll_frame(stream, &clock, &mut Context::from_waker(Waker::noop())));
+    let refused = || Err(Error::new(ErrorKind::Timeout, "for the test"));
+    let responses =
+        [refused(), Ok(Response::Savepoint(Savepoint::new(1))), Ok(Response::Done), refused()];
+    for (op, response) in frame.ops.iter().zip(responses) {
+        let effect = outbox.take_response(OpId::new(op.id), response, &Ok(()));
+        let ResponseEffect::Answered(sent) = effect else { panic!("{effect:?}") };
+        assert_eq!(sent, Time::from_origin(Duration::from_millis(300)));
+    }
+    // One that is not known proves nothing.
+    let effect = outbox.take_response(OpId::new(frame.ops[0].id), refused(), &Ok(()));
+    assert!(matches!(effect, ResponseEffect::None), "{effect:?}");
+}
+
+#[test]
 fn a_caller_learns_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_over() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(2));

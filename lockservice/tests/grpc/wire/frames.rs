@@ -259,6 +259,17 @@ async fn a_quiet_release_has_a_response_only_if_it_fails_and_is_acknowledged_by_
 }
 
 #[tokio::test]
+async fn every_frame_of_responses_renews_also_one_without_a_grant() {
+    let served = Served::start(ServerSettings::default()).await;
+    let (mut raw, welcome) = Raw::greeted(&served).await;
+    raw.send(vec![unlock(1, &[])]).await;
+    let refused = frame(&mut raw).await;
+    assert_eq!(kind(refused.ops[0].response.clone()), "invalid_argument");
+    let promised = refused.valid_for_ms;
+    assert!(promised > 0 && promised <= welcome.ttl_ms.min(welcome.lease_ms), "{promised}");
+}
+
+#[tokio::test]
 async fn a_quiet_release_that_waits_for_its_turn_has_a_response_and_holds_up_the_number() {
     let served = Served::start(ServerSettings::default()).await;
     let (mut holder, _) = Raw::greeted(&served).await;
