@@ -117,7 +117,11 @@ impl Node {
         )?;
         joined.set(&allocator);
         measured.watch_allocator(Arc::clone(&allocator));
-        let settings = ServerSettings { volatile: store_url.is_volatile(), ..config.server };
+        let settings = ServerSettings {
+            volatile: store_url.is_volatile(),
+            alone: !store_url.is_shared(),
+            ..config.server
+        };
         // This comes before the service. If this node is elected, the other nodes and its own
         // service need its allocator.
         let peer_address = peer_listener.as_ref().map(|(_, address)| *address);

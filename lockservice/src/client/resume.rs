@@ -72,7 +72,7 @@ pub(super) async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Opt
 /// Goes on with a session on a stream that was welcomed.
 async fn welcomed(shared: &SessionShared, mut connected: Connected) -> Result<Connected> {
     if connected.welcome.reclaim {
-        if connected.welcome.node != shared.info.node.as_str() {
+        if !connected.welcome.alone && connected.welcome.node != shared.info.node.as_str() {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 "another node responds at the address of the session's node",

@@ -80,6 +80,7 @@ pub(super) fn open(
         lease_ms: convert::millis_down(service.lease_ttl()),
         txn_ops_max: u32::try_from(service.settings().ops_per_txn_max).unwrap_or(u32::MAX),
         reclaim,
+        alone: settings.alone,
     };
     Ok((session, welcome))
 }

@@ -67,6 +67,10 @@ pub struct ServerSettings {
     /// True if the binds live in memory. The server reports it to clients (B7).
     #[serde(skip)]
     pub volatile: bool,
+    /// True if the store is open to this process alone. The server reports it to clients, which
+    /// then claim what they hold at a process of another name too (P6).
+    #[serde(skip)]
+    pub alone: bool,
 }
 
 impl Default for ServerSettings {
@@ -92,6 +96,7 @@ impl Default for ServerSettings {
             list_lines_max: 100_000,
             grace_ms: 6_000,
             volatile: false,
+            alone: false,
         }
     }
 }

@@ -111,7 +111,7 @@ impl LocalShared {
         if owner.holds(now) {
             return Err(refuse("another node owns it"));
         }
-        if !owner.is_followed_by(requester, state.exclusive) {
+        if !owner.is_followed_by(requester, state.is_over(owner.id)) {
             return Err(refuse("this node is not known to be the next process of its last owner"));
         }
         let wait = owner.reassigned_in(entry.id, now).max(state.held_until.remaining(now));

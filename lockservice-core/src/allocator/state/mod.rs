@@ -264,13 +264,18 @@ impl AllocatorState {
         })
     }
 
+    /// True if an incarnation surely is over because the store was opened exclusively after it.
+    pub(crate) fn is_over(&self, service: ServiceId) -> bool {
+        self.exclusive && service < self.first_service
+    }
+
     /// The tables that earlier processes of a node left held when they resigned for a restart, as
     /// far as their binds are still those. At most [`LEFT_MAX`]: the others wait for their holders.
     pub(crate) fn left_to(&self, service: ServiceId) -> Vec<TableClaim> {
         let Some(service) = self.service(service) else { return Vec::new() };
         let mut owners = Vec::new();
         self.services.for_each(|_, owner| {
-            if owner.left().is_some() && owner.is_followed_by(&service, self.exclusive) {
+            if owner.left().is_some() && owner.is_followed_by(&service, self.is_over(owner.id)) {
                 owners.push(Arc::clone(owner));
             }
         });

@@ -97,10 +97,11 @@ impl Service {
     }
 
     /// True if `service` surely is a later process of the same node, which takes over what this one
-    /// left (P6). With an exclusive store that is every later one.
-    pub(crate) fn is_followed_by(&self, service: &Self, exclusive: bool) -> bool {
+    /// left (P6): it proved that, or this one is `over` with all of its time, for the store was
+    /// opened exclusively since.
+    pub(crate) fn is_followed_by(&self, service: &Self, over: bool) -> bool {
         let proven = service.follows != ServiceId::default() && service.follows <= self.id;
-        self.id < service.id && (exclusive || proven && self.node == service.node)
+        self.id < service.id && (over || proven && self.node == service.node)
     }
 
     /// Its resignation is durable: its tables may be reassigned at once. Changes nothing if it

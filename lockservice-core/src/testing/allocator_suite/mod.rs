@@ -3,11 +3,13 @@
 //! | file | clauses on |
 //! |---|---|
 //! | `binds.rs` | binds, and the incarnations that own them |
+//! | `claims.rs` | tables that wait for the holders of a process that is over |
 //! | `commits.rs` | admission of commits |
 //! | `tables.rs` | tables that are released, forgotten or unknown |
 //! | `tombstones.rs` | transactions that are made unable to commit |
 
 mod binds;
+mod claims;
 mod commits;
 mod tables;
 mod tombstones;
@@ -52,6 +54,12 @@ where
     .await;
     binds::a_resigned_owners_table_is_reassigned_at_once(&*make().await).await;
     binds::a_replaced_incarnation_waits_out_its_own_lease(&*make().await).await;
+    claims::a_table_that_waits_takes_the_claims_of_its_holders_at_the_next_process_of_its_node(
+        &*make().await,
+    )
+    .await;
+    claims::a_process_that_proves_nothing_takes_no_claims(&*make().await).await;
+    claims::a_stop_for_a_restart_says_who_holds_what(&*make().await).await;
     commits::a_commit_is_admitted_on_current_binds_only(&*make().await).await;
     commits::a_commit_is_never_promised_more_than_a_lease_has_left(&*make().await).await;
     commits::an_origin_that_is_no_longer_live_commits_nothing(&*make().await).await;
