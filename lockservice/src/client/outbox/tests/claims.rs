@@ -32,6 +32,7 @@ fn granted(token: u64) -> Result<Response> {
         txn: "1-2".to_owned(),
         bind: Some(proto::Bind { table: "t".to_owned(), version: 5, ..Default::default() }),
         token,
+        newly_locked: true,
         ..proto::Locked::default()
     };
     Ok(Response::Granted(granted_from_proto(&locked, &mut KnownTables::default())))
