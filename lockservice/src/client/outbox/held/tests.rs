@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::time::Duration;
 
 use lockservice_core::allocator::{Bind, BindSlot};
 use lockservice_core::service::Promise;
@@ -7,11 +8,11 @@ use lockservice_core::table::Grant;
 use lockservice_core::{LockItem, LockMode, ServiceId, TableId, TableRef, TxnId, TxnNumber};
 use proptest::prelude::*;
 use prost::Message as _;
-use std::time::Duration;
 
 use super::*;
 use crate::convert::{items_to_proto, mode_to_proto};
 use crate::proto;
+use LockMode::{Exclusive, Shared, Update};
 
 fn row(n: u8) -> LockItem {
     LockItem::Row(Key::new([b'a' + n]).expect("a key"))
@@ -93,8 +94,6 @@ fn after(changes: Vec<Change>) -> Vec<(LockItem, LockMode, u64)> {
 fn items(holds: Holds) -> Vec<(LockItem, LockMode, u64)> {
     holds.items().into_iter().map(|held| (held.item, held.mode, held.token.get())).collect()
 }
-
-use LockMode::{Exclusive, Shared, Update};
 
 #[test]
 fn what_is_held_at_least_as_strongly_stays_and_what_is_held_more_weakly_is_upgraded() {
