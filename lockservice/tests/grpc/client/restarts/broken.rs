@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lockservice::proto::client_op::Op;
 use lockservice::proto::notice::Notice;
+use lockservice::proto::server_op::Response as Wire;
 use lockservice::proto::{self, Restarting};
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::{Error, ErrorKind, ServiceId};
@@ -109,8 +110,10 @@ async fn a_promise_after_the_old_deadline_revives_no_lock() {
     opened.restart(process(2), LONG_MS).await;
     let (claims, done, _) = opened.claims().await;
     clock.slept_ms.store(2 * LONG_MS, SeqCst);
-    claims.iter().for_each(|(id, _)| opened.stream.done(*id));
-    opened.stream.promise(done, 10 * LONG_MS);
+    // In one frame: nothing is looked at in between.
+    let promise = Wire::Promise(proto::Promise { valid_for_ms: 10 * LONG_MS });
+    let taken = (claims[0].0, Wire::Done(proto::Done::default()));
+    opened.stream.respond_together([taken, (done, promise)]);
     let why = within(guard.lost()).await;
     assert_eq!(why.kind(), ErrorKind::SessionLost, "{why}");
     assert_eq!(guard.deadline(), before);
