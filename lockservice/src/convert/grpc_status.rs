@@ -126,9 +126,10 @@ pub fn code(kind: ErrorKind) -> Code {
         ErrorKind::Conflict | ErrorKind::Deadlock | ErrorKind::BindChanged => Code::Aborted,
         ErrorKind::Timeout => Code::DeadlineExceeded,
         ErrorKind::Cancelled => Code::Cancelled,
-        ErrorKind::Reassigning | ErrorKind::ShuttingDown | ErrorKind::Unavailable => {
-            Code::Unavailable
-        }
+        ErrorKind::Reassigning
+        | ErrorKind::ShuttingDown
+        | ErrorKind::Restarting
+        | ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::TxnNotFound | ErrorKind::SessionNotFound | ErrorKind::TableNotFound => {
             Code::NotFound
         }
@@ -141,6 +142,7 @@ pub fn code(kind: ErrorKind) -> Code {
         | ErrorKind::SessionLost
         | ErrorKind::Killed
         | ErrorKind::TxnKilled
+        | ErrorKind::ClaimRefused
         | ErrorKind::LeaseLost
         | ErrorKind::Fenced
         | ErrorKind::StoreInUse

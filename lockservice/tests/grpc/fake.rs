@@ -116,8 +116,14 @@ impl FakeStream {
     }
 
     pub(crate) fn respond(&self, id: u64, response: Wire) {
-        let op = proto::ServerOp { id, response: Some(response) };
-        let frame = ServerFrame { ops: vec![op], ..ServerFrame::default() };
+        self.respond_together([(id, response)]);
+    }
+
+    /// Responds in one frame.
+    pub(crate) fn respond_together(&self, responses: impl IntoIterator<Item = (u64, Wire)>) {
+        let op = |(id, response)| proto::ServerOp { id, response: Some(response) };
+        let ops = responses.into_iter().map(op).collect();
+        let frame = ServerFrame { ops, ..ServerFrame::default() };
         // The client may have gone on to another stream.
         let _ = self.responses.send(Ok(frame));
     }

@@ -27,8 +27,8 @@ A key that begins with a dash is given as --key=KEY, such an end of a range as -
 The command finds the lock's fencing token in LOCKSERVICE_TOKEN, what is locked in \
 LOCKSERVICE_GROUP, LOCKSERVICE_TABLE and LOCKSERVICE_KEYS (rows one a line, or FROM, a line break \
 and TO). It runs on while its server cannot be reached or is restarted, for as long as the lock \
-stays safe. It and all that it starts, also in the background or as a daemon, is ended when the lock \
-is lost: with SIGTERM, and with SIGKILL before another can have the lock. What is left when \
+stays safe. It and all that it starts, also in the background or as a daemon, is ended when the \
+lock is lost: with SIGTERM, and with SIGKILL before another can have the lock. What is left when \
 the command has ended gets the stop time to end, and is then killed, before the lock is released. \
 Signals that the caller ignores or blocks stay so in the command, but for SIGPIPE, which always \
 ends \

@@ -11,8 +11,9 @@
 //! follows them. Nothing is decoded or copied then. The log is *replayed* when claims are made: the
 //! same operations, in the order of their sequences, have the same effect as at the server.
 //!
-//! A log that is longer than what is held is replayed earlier, into the base of the next replay: so
-//! a transaction that locks and unlocks in a loop keeps what it holds, and not its whole history.
+//! A log that has much of what is not held any more is replayed earlier, into the base of the next
+//! replay: so a transaction that locks and unlocks in a loop keeps what it holds, and not its whole
+//! history. One that only locks is not replayed: its log is what it holds.
 //!
 //! A hold remembers what lies beneath its upgrades, and since which operation. So a roll-back to a
 //! savepoint has the effect that it has at the server, also after the replay.
@@ -27,8 +28,11 @@ use lockservice_core::{BindVersion, FencingToken, Key, KeyRange, Result, Sequenc
 
 pub(super) use self::holds::{HeldItem, Holds};
 
-/// The least that a log takes before it is replayed, in bytes.
-const LOG_BYTES_MIN: usize = 4 << 10;
+/// The least that is dispensable in a log before it is replayed, in bytes.
+const SPARE_BYTES_MIN: usize = 4 << 10;
+
+/// A request of so many bytes may be dispensable: most of what it names may be held already.
+const LARGE_BYTES: usize = 512;
 
 /// The most that an entry costs beyond the bytes of its request.
 const ENTRY_BYTES: usize = size_of::<Entry>();
@@ -40,9 +44,10 @@ pub(super) struct Held {
     base: Holds,
     /// In the order of their responses, which is nearly that of their sequences.
     log: Vec<Entry>,
-    log_bytes: usize,
-    /// The size of the log from which on it is replayed.
-    log_bytes_max: usize,
+    /// The part of the log that may be dispensable, in bytes.
+    spare_bytes: usize,
+    /// The part from which on the log is replayed.
+    spare_bytes_max: usize,
 }
 
 #[derive(Debug)]
@@ -92,10 +97,10 @@ struct RareGrant {
 }
 
 impl LockGrant {
-    /// `None` if the call holds nothing: all of its rows were skipped.
+    /// `None` if the call added nothing: all of its rows were skipped, or held before.
     pub(super) fn of(granted: &Granted) -> Option<Self> {
         let grant = &granted.grant;
-        if grant.token == FencingToken::default() {
+        if !grant.newly_locked {
             return None;
         }
         let is_rare = !grant.skipped.is_empty() || grant.escalated.is_some();
@@ -109,11 +114,22 @@ impl LockGrant {
 
 impl Change {
     fn bytes(&self) -> usize {
-        match self {
+        let message = match self {
             Self::Lock(message, _) | Self::Unlock(message) | Self::Downgrade(message) => {
                 message.len()
             }
             Self::RollBackTo(_) | Self::Cancel(_) => 0,
+        };
+        ENTRY_BYTES + message
+    }
+
+    /// How much of a log it may make dispensable.
+    fn spare_bytes(&self) -> usize {
+        match self {
+            Self::Lock(message, _) if message.len() < LARGE_BYTES => 0,
+            Self::Lock(..) => self.bytes(),
+            // With what it ends.
+            _ => 2 * self.bytes(),
         }
     }
 
@@ -129,12 +145,12 @@ impl Change {
 }
 
 impl Held {
-    /// Notes an operation that the server has done. True if the log is long: then it is to be
-    /// [compacted](Self::compact).
+    /// Notes an operation that the server has done. True if much of the log may be dispensable:
+    /// then it is to be [compacted](Self::compact).
     pub(super) fn note(&mut self, sequence: Sequence, change: Change) -> bool {
-        self.log_bytes += ENTRY_BYTES + change.bytes();
+        self.spare_bytes += change.spare_bytes();
         self.log.push(Entry { sequence, change });
-        self.log_bytes > self.log_bytes_max.max(LOG_BYTES_MIN)
+        self.spare_bytes > self.spare_bytes_max.max(SPARE_BYTES_MIN)
     }
 
     /// Replays the operations before `end`: all before it were noted, if they changed anything.
@@ -146,9 +162,10 @@ impl Held {
             let applied = self.base.apply(entry.sequence, entry.change.as_ref());
             self.base.is_broken |= applied.is_err();
         }
-        self.log_bytes = self.log.iter().map(|entry| ENTRY_BYTES + entry.change.bytes()).sum();
+        self.spare_bytes = self.log.iter().map(|entry| entry.change.spare_bytes()).sum();
         // As much again as is left: a replay is paid for by what came since the last one.
-        self.log_bytes_max = 2 * (self.log_bytes + self.base.bytes());
+        let left: usize = self.log.iter().map(|entry| entry.change.bytes()).sum();
+        self.spare_bytes_max = 2 * (left + self.base.bytes());
     }
 
     /// What is held if the operations in `others` are done too.

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::ops::Bound;
 
-use lockservice_core::{Key, LockItem};
+use lockservice_core::LockItem;
 
 /// The items in their order, each once.
 pub(super) fn in_order(mut items: Vec<LockItem>) -> Vec<LockItem> {
@@ -14,7 +14,7 @@ pub(super) fn in_order(mut items: Vec<LockItem>) -> Vec<LockItem> {
 }
 
 /// A row comes before a range of that row alone.
-fn rank(item: &LockItem) -> ((Option<&Key>, bool), Reverse<(bool, Option<&Key>, bool)>, bool) {
+fn rank(item: &LockItem) -> impl Ord {
     let start = match item.start() {
         Bound::Unbounded => (None, false),
         Bound::Included(key) => (Some(key), false),
@@ -30,7 +30,7 @@ fn rank(item: &LockItem) -> ((Option<&Key>, bool), Reverse<(bool, Option<&Key>, 
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::KeyRange;
+    use lockservice_core::{Key, KeyRange};
 
     use super::*;
 

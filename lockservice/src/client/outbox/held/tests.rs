@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::time::Duration;
 
 use lockservice_core::allocator::{Bind, BindSlot};
 use lockservice_core::service::Promise;
@@ -7,11 +8,11 @@ use lockservice_core::table::Grant;
 use lockservice_core::{LockItem, LockMode, ServiceId, TableId, TableRef, TxnId, TxnNumber};
 use proptest::prelude::*;
 use prost::Message as _;
-use std::time::Duration;
 
 use super::*;
 use crate::convert::{items_to_proto, mode_to_proto};
 use crate::proto;
+use LockMode::{Exclusive, Shared, Update};
 
 fn row(n: u8) -> LockItem {
     LockItem::Row(Key::new([b'a' + n]).expect("a key"))
@@ -31,9 +32,11 @@ fn granted(token: u64) -> Granted {
         version: BindVersion::new(7),
         slot: BindSlot::NONE,
     };
+    let mut grant = Grant::new(bind, FencingToken::new(token));
+    grant.newly_locked = true;
     Granted {
         txn: TxnId::new(ServiceId::new(1), TxnNumber::new(1), false),
-        grant: Grant::new(bind, FencingToken::new(token)),
+        grant,
         promise: Promise { valid_for: Duration::ZERO },
         history_known: None,
     }
@@ -92,8 +95,6 @@ fn items(holds: Holds) -> Vec<(LockItem, LockMode, u64)> {
     holds.items().into_iter().map(|held| (held.item, held.mode, held.token.get())).collect()
 }
 
-use LockMode::{Exclusive, Shared, Update};
-
 #[test]
 fn what_is_held_at_least_as_strongly_stays_and_what_is_held_more_weakly_is_upgraded() {
     let changes = vec![
@@ -141,8 +142,20 @@ fn skipped_rows_are_not_held_and_rows_become_the_range_of_an_escalation() {
 }
 
 #[test]
-fn a_call_that_skipped_all_of_its_rows_holds_nothing() {
-    assert!(LockGrant::of(&granted(0)).is_none());
+fn a_call_that_added_nothing_is_not_noted() {
+    let mut nothing = granted(1);
+    nothing.grant.newly_locked = false;
+    assert!(LockGrant::of(&nothing).is_none());
+}
+
+#[test]
+fn a_log_that_is_what_is_held_is_not_replayed_ahead() {
+    let mut held = Held::default();
+    let lock = |n: u64| {
+        let name = LockItem::Row(Key::new(n.to_string()).expect("a key"));
+        lock(&[name], Exclusive, n)
+    };
+    assert!((1..5_000).all(|n| !held.note(Sequence::new(n), lock(n))));
 }
 
 #[test]
@@ -196,7 +209,10 @@ enum Op {
 
 /// A naive lock set: of each item, the grants that count, the latest last.
 #[derive(Default)]
-struct Naive(BTreeMap<String, (LockItem, u64, Vec<(LockMode, u64, u64)>)>);
+struct Naive(BTreeMap<String, (LockItem, u64, Vec<NaiveGrant>)>);
+
+/// Its mode, its operation and its token.
+type NaiveGrant = (LockMode, u64, u64);
 
 impl Naive {
     fn keys(item: &LockItem) -> Vec<u8> {
@@ -210,7 +226,7 @@ impl Naive {
         })
     }
 
-    fn pop(&mut self, is_over: impl Fn(&(LockMode, u64, u64)) -> bool, keeps_token: bool) {
+    fn pop(&mut self, is_over: impl Fn(&NaiveGrant) -> bool, keeps_token: bool) {
         for (_, best, grants) in self.0.values_mut() {
             while let Some(at) = grants.iter().rposition(&is_over) {
                 if keeps_token {

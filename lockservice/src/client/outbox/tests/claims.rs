@@ -32,6 +32,7 @@ fn granted(token: u64) -> Result<Response> {
         txn: "1-2".to_owned(),
         bind: Some(proto::Bind { table: "t".to_owned(), version: 5, ..Default::default() }),
         token,
+        newly_locked: true,
         ..proto::Locked::default()
     };
     Ok(Response::Granted(granted_from_proto(&locked, &mut KnownTables::default())))
@@ -202,4 +203,19 @@ fn a_transaction_that_ended_while_it_was_claimed_holds_nothing_back_if_it_is_ref
     let stream = outbox.state.lock().stream;
     let renewal = sent(&outbox, stream);
     assert!(matches!(renewal.ops[0].op, Some(Op::Heartbeat(_))), "it is renewed at once");
+}
+
+#[test]
+fn what_an_operator_ended_before_a_restart_is_not_claimed_and_holds_back_until_it_is_told() {
+    let (outbox, stream) = opened();
+    let txn = holder(&outbox, stream, &spec(1, 1));
+    let killed = Error::new(ErrorKind::TxnKilled, "for the test");
+    assert!(outbox.lose_txn(TxnNumber::new(1), killed));
+    assert!(!outbox.is_held_back(), "the server withholds its promises");
+    assert_eq!(restarted(&outbox).0, []);
+    assert!(outbox.is_held_back(), "the next process knows nothing of it");
+    let told = outbox.tell_loss(&txn, Time::from_origin(Duration::from_secs(1)));
+    assert!(told.is_some_and(|(why, first)| why.kind() == ErrorKind::TxnKilled && first));
+    assert!(!outbox.is_held_back());
+    assert_eq!(outbox.lost_deadline(&txn), Some(Time::ZERO), "that of before the restart");
 }

@@ -1,11 +1,17 @@
 //! Streams that break on the way, another node, and a server that says that it stops.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
 use lockservice::proto::client_op::Op;
 use lockservice::proto::notice::Notice;
+use lockservice::proto::server_op::Response as Wire;
 use lockservice::proto::{self, Restarting};
+use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::{Error, ErrorKind, ServiceId};
 
-use super::{LONG_MS, locked, open, process, within};
+use super::{LONG_MS, locked, open, open_by, process, within};
 use crate::support::spec;
 
 #[tokio::test]
@@ -81,4 +87,34 @@ async fn a_session_is_lost_at_its_deadline_if_no_process_takes_its_claims() {
     // No response comes.
     let why = within(guard.lost()).await;
     assert_eq!(why.kind(), ErrorKind::SessionLost, "{why}");
+}
+
+/// The clock of a machine that may have slept.
+#[derive(Debug, Default)]
+struct Sleeper {
+    slept_ms: AtomicU64,
+}
+
+impl Clock for Sleeper {
+    fn now(&self) -> Time {
+        SystemClock.now() + Duration::from_millis(self.slept_ms.load(SeqCst))
+    }
+}
+
+#[tokio::test]
+async fn a_promise_after_the_old_deadline_revives_no_lock() {
+    let clock = Arc::new(Sleeper::default());
+    let mut opened = open_by(Arc::<Sleeper>::clone(&clock), LONG_MS).await;
+    let guard = opened.lock(spec("a"), 1, LONG_MS).await;
+    let before = guard.deadline();
+    opened.restart(process(2), LONG_MS).await;
+    let (claims, done, _) = opened.claims().await;
+    clock.slept_ms.store(2 * LONG_MS, SeqCst);
+    // In one frame: nothing is looked at in between.
+    let promise = Wire::Promise(proto::Promise { valid_for_ms: 10 * LONG_MS });
+    let taken = (claims[0].0, Wire::Done(proto::Done::default()));
+    opened.stream.respond_together([taken, (done, promise)]);
+    let why = within(guard.lost()).await;
+    assert_eq!(why.kind(), ErrorKind::SessionLost, "{why}");
+    assert_eq!(guard.deadline(), before);
 }

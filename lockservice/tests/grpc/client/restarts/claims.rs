@@ -1,10 +1,11 @@
 //! What is claimed, and what goes on.
 
+use std::time::Duration;
+
 use lockservice::proto::{self, client_op::Op};
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::TxnOptions;
 use lockservice_core::{LockMode, ServiceId};
-use std::time::Duration;
 
 use super::{LONG_MS, held, locked, open, process, rows, within};
 use crate::support::{row, spec, table};

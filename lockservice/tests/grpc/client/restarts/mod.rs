@@ -10,11 +10,14 @@ mod broken;
 mod claims;
 mod refused;
 
+use std::sync::Arc;
+
 use lockservice::client::{Client, LockGuard, Session};
 use lockservice::proto::client_op::Op;
 use lockservice::proto::server_op::Response as Wire;
 use lockservice::proto::{self, HeldLocks};
 use lockservice_core::LockMode;
+use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::LockSpec;
 
 use super::within;
@@ -33,8 +36,14 @@ struct Opened {
 
 /// Opens a session with a promise of `promised_ms`.
 async fn open(promised_ms: u64) -> Opened {
+    open_by(Arc::new(SystemClock), promised_ms).await
+}
+
+/// Opens a session of a client that goes by `clock`.
+async fn open_by(clock: Arc<dyn Clock>, promised_ms: u64) -> Opened {
     let mut server = FakeServer::start().await;
-    let client = Client::connect(&server.address).await.expect("it listens");
+    let client = Client::builder().clock(clock).connect(&server.address).await;
+    let client = client.expect("it listens");
     let welcoming = async {
         let mut stream = server.stream().await;
         let hello = stream.hello().await;
