@@ -1,0 +1,84 @@
+//! Claims of what was held.
+
+use crate::cli_support::{Server, json_lines};
+use crate::foreign::{Foreign, claim_of};
+use crate::server;
+
+#[tokio::test]
+async fn what_was_held_is_held_on_under_its_token_after_a_crash() {
+    let server = server();
+    let mut before = Foreign::open(&server.address).await;
+    let locked = before.lock((1, 1), "jobs", "k").await.expect("free");
+    let server = server.crash_and_restart();
+    goes_on(&before, &locked, &server.address, &server).await;
+}
+
+#[tokio::test]
+async fn what_was_held_is_held_on_under_its_token_after_a_stop() {
+    let server = server();
+    let mut before = Foreign::open(&server.address).await;
+    let locked = before.lock((1, 1), "jobs", "k").await.expect("free");
+    // The stop waits for nobody, and exits with 0.
+    let server = server.stop_and_restart();
+    goes_on(&before, &locked, &server.address, &server).await;
+}
+
+/// Claims, and is as before: nobody else has the row, and the transaction goes on.
+async fn goes_on(
+    before: &Foreign,
+    locked: &lockservice::proto::Locked,
+    address: &str,
+    server: &Server,
+) {
+    let mut back = before.back(address).await.expect("within its guard");
+    assert!(back.welcome.reclaim, "{:?}", back.welcome);
+    assert_eq!(back.welcome.session, before.welcome.session);
+    assert!(back.welcome.service > before.welcome.service);
+    let claim = claim_of(1, locked, "k");
+    for _ in 0..2 {
+        back.claim(claim.clone()).await.expect("it was held; a repetition succeeds");
+    }
+    assert!(back.claims_done(1).await > 0);
+    let locks = json_lines(&server.run(&["locks", "--json"]));
+    assert_eq!((locks.len(), locks[0]["token"].as_u64()), (1, Some(locked.token)), "{locks:?}");
+    let mut other = Foreign::open(address).await;
+    let refused = other.lock((1, 1), "jobs", "k").await.expect_err("it is held");
+    assert!(["conflict", "reassigning"].contains(&refused.kind.as_str()), "{refused:?}");
+    // What was free is granted at once in other tables, with a larger token in this one.
+    other.lock((2, 1), "others", "k").await.expect("free");
+    let further = back.lock((1, 2), "jobs", "l").await.expect("it goes on where it was");
+    assert_eq!(further.txn, locked.txn);
+    assert!(further.token > locked.token, "{further:?} after {locked:?}");
+    assert_eq!(back.end(1, 3).await, 2);
+    other.lock((3, 1), "jobs", "k").await.expect("free again");
+}
+
+#[tokio::test]
+async fn a_crash_after_a_stop_and_before_any_claim_changes_nothing() {
+    let server = server();
+    let mut before = Foreign::open(&server.address).await;
+    let locked = before.lock((1, 1), "jobs", "k").await.expect("free");
+    let server = server.stop_and_restart().crash_and_restart();
+    goes_on(&before, &locked, &server.address, &server).await;
+}
+
+#[tokio::test]
+async fn half_of_the_claims_before_a_second_crash_are_made_again_after_it() {
+    let server = server();
+    let mut first = Foreign::open(&server.address).await;
+    let mut second = Foreign::open(&server.address).await;
+    let one = first.lock((1, 1), "jobs", "k").await.expect("free");
+    let two = second.lock((1, 1), "jobs", "l").await.expect("free");
+    let server = server.crash_and_restart();
+    let mut back = first.back(&server.address).await.expect("within its guard");
+    back.claim(claim_of(1, &one, "k")).await.expect("it was held");
+    assert!(back.claims_done(1).await > 0);
+    let server = server.crash_and_restart();
+    // The first has a claimed lock, under the version of its grant; the second never came.
+    for (before, locked, row) in [(&back, &one, "k"), (&second, &two, "l")] {
+        let mut again = before.back(&server.address).await.expect("within its guard");
+        again.claim(claim_of(1, locked, row)).await.expect("it was held");
+        assert!(again.claims_done(1).await > 0);
+        assert_eq!(again.end(1, 2).await, 1);
+    }
+}
