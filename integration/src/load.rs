@@ -23,6 +23,10 @@ const KEYS_PER_TABLE: [usize; TABLES] = [4, 4, 2];
 /// The keys of all tables together.
 pub const KEYS: usize = 10;
 
+/// The exit status of `lock` if no server responds, and the pause before the next command then.
+const NO_SERVER: i32 = 69;
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// What the commands do.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -44,7 +48,8 @@ pub struct LoadOptions {
     pub deaf: bool,
 }
 
-/// A command that has ended otherwise than with its own exit status.
+/// A command that has ended otherwise than with its own exit status. One that was started while
+/// there was no server is none.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndedEarly {
     /// Its name.
@@ -61,6 +66,8 @@ struct Seen {
     names: HashMap<String, String>,
     done: usize,
     ended_early: Vec<EndedEarly>,
+    /// Those that found no server when they started.
+    turned_away: Vec<String>,
 }
 
 /// The commands. They end when it is dropped.
@@ -102,6 +109,11 @@ impl Load {
     /// How many have ended with their own exit status, so far.
     pub fn done(&self) -> usize {
         lock(&self.seen).done
+    }
+
+    /// The names of those that found no server when they started, so far. They never held a lock.
+    pub fn turned_away(&self) -> Vec<String> {
+        lock(&self.seen).turned_away.clone()
     }
 
     /// Starts none any more, and waits until all have ended. The writers have to be told too
@@ -174,6 +186,12 @@ async fn take_turns(
         let pid = child.id().expect("it was not waited for").to_string();
         lock(seen).names.insert(pid, name.clone());
         let output = child.wait_with_output().await.expect("a child can be waited for");
+        if output.status.code() == Some(NO_SERVER) {
+            lock(seen).turned_away.push(name);
+            // Without a server there is no event to wait for.
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        }
         let mut seen = lock(seen);
         if output.status.code() == Some(status) {
             seen.done += 1;

@@ -16,6 +16,7 @@ use integration::on_each_store;
 use integration::server::{Place, Server};
 use integration::within;
 use lockservice::client::AdminClient;
+use nix::sys::signal::Signal;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -36,6 +37,7 @@ const MARGIN: Duration = Duration::from_millis(200);
 
 on_each_store! {
     fifty_commands_go_on_over_restarts_and_exclude_each_other;
+    fifty_commands_go_on_while_their_server_is_frozen_for_a_while;
 }
 
 mod check {
@@ -47,7 +49,14 @@ mod check {
         store: StoreKind,
     ) {
         let place = Place::new(store).with_lease(LEASE);
-        Box::pin(they_go_on(&place)).await;
+        Box::pin(they_go_on(&place, &RESTARTS)).await;
+    }
+
+    pub(super) async fn fifty_commands_go_on_while_their_server_is_frozen_for_a_while(
+        store: StoreKind,
+    ) {
+        let place = Place::new(store).with_lease(LEASE);
+        Box::pin(they_go_on(&place, &[End::Freeze])).await;
     }
 }
 
@@ -63,7 +72,7 @@ mod shared {
 
         pub(super) async fn fifty_commands_go_on_over_restarts_and_exclude_each_other(store: &str) {
             let place = Place::joining(store, "a").with_lease(LEASE);
-            Box::pin(they_go_on(&place)).await;
+            Box::pin(they_go_on(&place, &RESTARTS)).await;
         }
     }
 }
@@ -74,8 +83,8 @@ fn rounds() -> usize {
         .map_or(4, |text| text.parse().expect("INTEGRATION_RESTARTS is a number"))
 }
 
-/// P6, F1.
-async fn they_go_on(place: &Place) {
+/// P3, P6, F1.
+async fn they_go_on(place: &Place, ends: &[End]) {
     let seed = seed();
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut server = place.start().await;
@@ -92,14 +101,15 @@ async fn they_go_on(place: &Place) {
     });
     within("all keys are held", journal.wait_until(|turns| keys(turns) == KEYS)).await;
     let mut queues = Queues::default();
-    for round in 0..rounds() {
+    let rounds = rounds();
+    for round in 0..rounds {
         // Some more turns, so that every restart is seen to serve, and then any moment.
         let turns = journal.turns().len() + rng.random_range(1..=KEYS);
         within("turns go on", journal.wait_until(|now| now.len() >= turns)).await;
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..300))).await;
         let served = journal.turns().len();
         let before = load.queues(&place.client().await.admin()).await;
-        let end = End::choose(&mut rng);
+        let end = ends[rng.random_range(0..ends.len())];
         println!("round {round}: {end:?}, {served} turns, {} queues", before.len());
         server = end.make(place, server, &mut rng).await;
         assert_eq!(load.ended_early(), [], "seed {seed}, round {round}, {end:?}: {}", server.log());
@@ -111,12 +121,17 @@ async fn they_go_on(place: &Place) {
     journal.stop_writers();
     load.stop().await;
     assert_eq!(load.ended_early(), [], "seed {seed}: {}", server.log());
+    let turned_away = load.turned_away();
+    let worked = journal.turns().iter().find(|turn| turned_away.contains(&turn.name));
+    assert_eq!(worked, None, "seed {seed}: it had met a server");
     let ordered = queues.check(journal.turns(), seed);
+    assert!(ordered > 0 || rounds == 0, "seed {seed}: some queue tells something");
     println!(
-        "{} commands did their work, in {} lines; {ordered} queues were served in order; {} had \
+        "{} commands did their work, in {} lines; {} found no server; {ordered} queues were served in order; {} had \
             another order after a stop",
         load.done(),
         journal.lines(),
+        turned_away.len(),
         queues.reordered
     );
     assert!(server.stop().await.success());
@@ -138,25 +153,28 @@ enum End {
     KillTwice,
     /// SIGTERM, and SIGKILL while the holders claim.
     StopAndKill,
+    /// SIGSTOP. It is the same server afterwards.
+    Freeze,
 }
 
-impl End {
-    fn choose(rng: &mut SmallRng) -> Self {
-        match rng.random_range(0..6) {
-            0 | 1 => Self::Kill,
-            2 | 3 => Self::Stop,
-            4 => Self::KillTwice,
-            _ => Self::StopAndKill,
-        }
-    }
+/// Restarts of any kind, the plain ones more often.
+const RESTARTS: [End; 6] =
+    [End::Kill, End::Kill, End::Stop, End::Stop, End::KillTwice, End::StopAndKill];
 
+impl End {
     /// Ends the server, and starts it again.
     async fn make(self, place: &Place, server: Server, rng: &mut SmallRng) -> Server {
+        let away = rng.random_range(0..=AWAY_MAX.as_millis() as u64);
         match self {
             Self::Kill | Self::KillTwice => server.kill().await,
             Self::Stop | Self::StopAndKill => assert!(server.stop().await.success()),
+            Self::Freeze => {
+                server.signal(Signal::SIGSTOP);
+                tokio::time::sleep(Duration::from_millis(away)).await;
+                server.signal(Signal::SIGCONT);
+                return server;
+            }
         }
-        let away = rng.random_range(0..=AWAY_MAX.as_millis() as u64);
         if matches!(self, Self::Kill | Self::Stop) {
             tokio::time::sleep(Duration::from_millis(away)).await;
             return place.start().await;
@@ -172,9 +190,10 @@ impl End {
         place.start().await
     }
 
-    /// True if no table grants before its lease has run out, long after every waiter is back.
-    fn waits_in_full(self) -> bool {
-        matches!(self, Self::Kill | Self::KillTwice)
+    /// True if no waiter can lose its place: none went away, or no table grants before its lease
+    /// has run out, long after every waiter is back.
+    fn keeps_queues(self) -> bool {
+        matches!(self, Self::Freeze | Self::Kill | Self::KillTwice)
     }
 }
 
@@ -210,7 +229,7 @@ impl Queues {
         journal: &mut Journal,
     ) {
         let queue = |from| move |(key, waiters)| Queue { key, waiters, from };
-        if end.waits_in_full() {
+        if end.keeps_queues() {
             self.all.extend(before.into_iter().map(queue(from)));
             return;
         }
@@ -252,7 +271,6 @@ impl Queues {
             assert_eq!(order, Ok(()), "seed {seed}, key {}", queue.key);
             checked += usize::from(queue.waiters.len() > 1 && !served.is_empty());
         }
-        assert!(checked > 0, "some queue tells something");
         checked
     }
 }

@@ -18,8 +18,8 @@ async fn claims_of_what_was_never_granted_are_refused_and_the_session_goes_on() 
     let server = server();
     let mut before = Foreign::open(&server.address).await;
     // Bound first, so that its version was over when the other table was bound.
-    let elsewhere = before.lock((2, 1), "others", "k").await.expect("free");
-    let locked = before.lock((1, 1), "jobs", "k").await.expect("free");
+    let elsewhere = before.lock((1, 1), "others", "k").await.expect("free");
+    let locked = before.lock((2, 1), "jobs", "k").await.expect("free");
     let server = server.crash_and_restart();
     let mut back = before.back(&server.address).await.expect("within its guard");
     let wrong: [(&str, &dyn Fn(&mut proto::HeldLocks)); 6] = [
@@ -40,8 +40,8 @@ async fn claims_of_what_was_never_granted_are_refused_and_the_session_goes_on() 
         make(&mut claim.locks[0]);
         is_refused(back.claim(claim).await, what);
     }
-    back.claim(claim_of(1, &locked, "k")).await.expect("this one was held");
-    back.claim(claim_of(2, &elsewhere, "k")).await.expect("so was this one");
+    back.claim(claim_of(1, &elsewhere, "k")).await.expect("this one was held");
+    back.claim(claim_of(2, &locked, "k")).await.expect("so was this one");
     assert!(back.claims_done(20).await > 0);
     back.lock((21, 1), "new", "k").await.expect("the session goes on");
     assert_eq!(back.end(1, 2).await, 1);
