@@ -124,6 +124,7 @@ mod check {
         assert!(said.contains("the sum is right"), "seed {seed}: {said}");
         assert!(restarts >= 2, "seed {seed}: {restarts} restarts");
         assert!(said.contains(", 0 interrupted clerks"), "seed {seed}: {said}");
+        assert!(said.contains(" 0 lost sessions"), "seed {seed}: {said}");
         assert!(!said.contains(" 0 moves between tills"), "seed {seed}: {said}");
         println!("{restarts} restarts; {said}");
     }
