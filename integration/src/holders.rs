@@ -59,7 +59,7 @@ pub struct Holders {
 
 /// The table of this number.
 pub fn table(number: usize) -> TableRef {
-    TableRef::new("default", &format!("held-{number}")).expect("a name")
+    TableRef::new("default", format!("held-{number}")).expect("a name")
 }
 
 /// One row of a table, exclusively.

@@ -134,7 +134,8 @@ impl Load {
         for (table, key) in keys() {
             let table = TableRef::new("default", &table).expect("a name");
             let row = Key::new(key.as_str()).expect("a key");
-            let lines = within("a list", admin.row(&table, &row)).await.expect("it responds");
+            let lines =
+                within("a list", Box::pin(admin.row(&table, &row))).await.expect("it responds");
             let queue: Vec<Waiter> = lines
                 .iter()
                 .filter_map(|line| Some((line.waiting?, line.party.client.rsplit_once(':')?.1)))

@@ -247,7 +247,7 @@ impl Queues {
                 }
             }
         };
-        let (looked, now) = within("the waiters are back", all_are_back).await;
+        let (looked, now) = within("the waiters are back", Box::pin(all_are_back)).await;
         for (key, queue) in &now {
             let names: Vec<&str> = queue.iter().map(|waiter| waiter.name.as_str()).collect();
             let earlier: Vec<Waiter> = before.get(key).into_iter().flatten().cloned().collect();

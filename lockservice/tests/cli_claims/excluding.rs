@@ -21,12 +21,21 @@ async fn rivals() -> Rivals {
     let mut held = Foreign::open(&server.address).await;
     let mut liar = Foreign::open(&server.address).await;
     let locked = held.lock((1, 1), "jobs", "k").await.expect("free");
-    let other = liar.lock((1, 1), "jobs", "l").await.expect("free");
-    assert!(other.token > locked.token);
+    // Tokens of different rows are in no order: it goes on until it has a larger one.
+    let mut sequence = 0;
+    let other = loop {
+        sequence += 1;
+        let row = format!("other-{sequence}");
+        let other = liar.lock((1, sequence), "jobs", &row).await.expect("free");
+        if other.token > locked.token {
+            break other;
+        }
+    };
+    let lie = proto::ClaimOp { next_sequence: sequence + 1, ..claim_of(1, &other, "k") };
     let server = server.crash_and_restart();
     let held = held.back(&server.address).await.expect("within its guard");
     let liar = liar.back(&server.address).await.expect("within its guard");
-    Rivals { server, held, locked, liar, lie: claim_of(1, &other, "k") }
+    Rivals { server, held, locked, liar, lie }
 }
 
 /// The only lock is that of this token, and the log has the fault.

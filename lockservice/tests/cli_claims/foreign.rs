@@ -104,12 +104,12 @@ impl Foreign {
         &mut self,
         (number, sequence): (u64, u64),
         table: &str,
-        row: &'static str,
+        row: &str,
     ) -> Result<proto::Locked, proto::Error> {
         let lock = proto::LockOp {
             txn: txn(number, sequence),
             table: table.to_owned(),
-            rows: vec![Bytes::from(row)],
+            rows: vec![Bytes::copy_from_slice(row.as_bytes())],
             wait: proto::WaitPolicy::NoWait.into(),
             ..Default::default()
         };

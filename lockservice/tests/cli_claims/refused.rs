@@ -6,6 +6,9 @@ use crate::cli_support::Server;
 use crate::foreign::{Foreign, claim_of};
 use crate::server;
 
+/// Makes a claim of what was held into one of what was not.
+type Change<'a> = dyn Fn(&mut proto::HeldLocks) + 'a;
+
 /// Asserts that a claim was refused, with a reason.
 fn is_refused(claimed: Result<(), proto::Error>, what: &str) {
     let error = claimed.expect_err(what);
@@ -22,7 +25,7 @@ async fn claims_of_what_was_never_granted_are_refused_and_the_session_goes_on() 
     let locked = before.lock((2, 1), "jobs", "k").await.expect("free");
     let server = server.crash_and_restart();
     let mut back = before.back(&server.address).await.expect("within its guard");
-    let wrong: [(&str, &dyn Fn(&mut proto::HeldLocks)); 6] = [
+    let wrong: [(&str, &Change); 6] = [
         ("an unknown table", &|held| held.table = "unknown".to_owned()),
         ("an unknown group", &|held| held.group = "unknown".to_owned()),
         ("a later version", &|held| held.version += 1 << 40),

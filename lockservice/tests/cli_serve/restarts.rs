@@ -22,7 +22,7 @@ const LEASE: &str = "--lease-ttl=60s";
 impl Held {
     /// `start` starts the server on a store, with [`LEASE`].
     fn new(start: impl FnOnce(&str) -> (Running, String)) -> (Running, Self) {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a folder");
         let (server, address) = start(&store_in(&folder));
         let args = ["lock", "jobs", "k", "--ttl=60s", "--server", &address];
         let script = ["--", "sh", "-c", "echo $$; exec sleep 1000"];
@@ -57,7 +57,7 @@ impl Held {
         let keys: Vec<_> = locks.iter().map(|lock| lock["key"].as_str()).collect();
         assert_eq!(keys, [Some("k")], "{locks:?}");
         assert!(test_kill_process(self.command).is_ok(), "the command goes on");
-        kill_process(self.command, Signal::TERM).unwrap();
+        kill_process(self.command, Signal::TERM).expect("it runs");
         let (status, said) = self.holder.wait();
         assert_eq!(
             status.code(),
