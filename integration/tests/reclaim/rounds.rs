@@ -127,8 +127,8 @@ async fn they_go_on(place: &Place, ends: &[End]) {
     let ordered = queues.check(journal.turns(), seed);
     assert!(ordered > 0 || rounds == 0, "seed {seed}: some queue tells something");
     println!(
-        "{} commands did their work, in {} lines; {} found no server; {ordered} queues were served in order; {} had \
-            another order after a stop",
+        "{} commands did their work, in {} lines; {} found no server; {ordered} queues were \
+            served in order; {} had another order after a stop",
         load.done(),
         journal.lines(),
         turned_away.len(),
