@@ -99,18 +99,38 @@ impl Foreign {
         }
     }
 
-    /// Locks a row, as the operation `sequence` of the transaction `number`.
+    /// Locks a row, as the operation `sequence` of the transaction `number`. Waits for it.
     pub(crate) async fn lock(
+        &mut self,
+        operation: (u64, u64),
+        table: &str,
+        row: &str,
+    ) -> Result<proto::Locked, proto::Error> {
+        self.lock_with(operation, table, row, proto::WaitPolicy::Wait).await
+    }
+
+    /// As [`lock`](Self::lock), without a wait.
+    pub(crate) async fn try_lock(
+        &mut self,
+        operation: (u64, u64),
+        table: &str,
+        row: &str,
+    ) -> Result<proto::Locked, proto::Error> {
+        self.lock_with(operation, table, row, proto::WaitPolicy::NoWait).await
+    }
+
+    async fn lock_with(
         &mut self,
         (number, sequence): (u64, u64),
         table: &str,
         row: &str,
+        wait: proto::WaitPolicy,
     ) -> Result<proto::Locked, proto::Error> {
         let lock = proto::LockOp {
             txn: txn(number, sequence),
             table: table.to_owned(),
             rows: vec![Bytes::copy_from_slice(row.as_bytes())],
-            wait: proto::WaitPolicy::NoWait.into(),
+            wait: wait.into(),
             ..Default::default()
         };
         match self.ask(Op::Lock(lock)).await {

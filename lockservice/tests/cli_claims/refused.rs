@@ -37,7 +37,8 @@ async fn claims_of_what_was_never_granted_are_refused_and_the_session_goes_on() 
     ];
     for (number, (what, make)) in (10..).zip(wrong) {
         // Each in a transaction of its own: the first claim that fails ends it.
-        let id = locked.txn.rsplit_once('-').map(|(origin, _)| format!("{origin}-{number}"));
+        // An even number is that of a transaction that does not validate.
+        let id = locked.txn.rsplit_once('-').map(|(origin, _)| format!("{origin}-{number}0"));
         let mut claim = claim_of(number, &locked, "k");
         claim.id = id.unwrap_or_default();
         make(&mut claim.locks[0]);
