@@ -96,8 +96,9 @@ mod check {
     ) {
         let seed = seed();
         let mut rng = SmallRng::seed_from_u64(seed);
-        // A guard that outlasts each absence.
-        let place = Place::new(store).with_lease(Duration::from_secs(6));
+        // A guard that outlasts each absence, and a lease after which tables often serve again
+        // between two kills.
+        let place = Place::new(store).with_lease(Duration::from_secs(4));
         let mut server = place.start().await;
         let journal = place.directory().join("bank.journal");
         let time = seconds().to_string();
@@ -106,7 +107,7 @@ mod check {
         let mut restarts = 0;
         let restarting = async {
             loop {
-                tokio::time::sleep(Duration::from_millis(rng.random_range(500..6_000))).await;
+                tokio::time::sleep(Duration::from_millis(rng.random_range(3_000..7_000))).await;
                 if rng.random() {
                     server.kill().await;
                 } else {
