@@ -6,6 +6,8 @@
 //! | `binary` | the programs under test |
 //! | `server` | `lockservice serve` as a process |
 //! | `command`, `timeline` | commands under a lock; their events in order |
+//! | `journal`, `load` | a journal that refuses by F1; many commands that write it under locks |
+//! | `holders` | a client with many locks, over a restart |
 //! | `store` | the stores that a test runs on |
 //! | `allocators` | allocators of several nodes on one store, and a ledger of acknowledgements |
 //! | `collector` | a collector of traces |
@@ -19,6 +21,9 @@ pub mod binary;
 pub mod collector;
 pub mod command;
 pub mod containers;
+pub mod holders;
+pub mod journal;
+pub mod load;
 pub mod server;
 pub mod store;
 pub mod timeline;

@@ -5,6 +5,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use integration::containers::{Container, Postgres, PostgresOptions, Redis, RedisOptions};
+use integration::load::seed;
 use integration::server::{Place, Server};
 use integration::{binary, on_each_store, within_limit};
 use rand::rngs::SmallRng;
@@ -13,22 +14,13 @@ use tokio::process::{Child, Command};
 
 on_each_store! {
     the_sum_stays_right_while_the_server_is_killed_at_random_moments;
+    restarts_abort_validating_transactions_alone_and_interrupt_no_other_work;
 }
 
 /// How long the bank works: `INTEGRATION_BANK_SECONDS`, or 20.
 fn seconds() -> u64 {
     std::env::var("INTEGRATION_BANK_SECONDS")
         .map_or(20, |text| text.parse().expect("INTEGRATION_BANK_SECONDS is a number"))
-}
-
-/// `INTEGRATION_TEST_SEED`, or a new one.
-fn seed() -> u64 {
-    let seed = match std::env::var("INTEGRATION_TEST_SEED") {
-        Ok(seed) => seed.parse().expect("INTEGRATION_TEST_SEED is a number"),
-        Err(_) => rand::random::<u64>(),
-    };
-    println!("INTEGRATION_TEST_SEED={seed}");
-    seed
 }
 
 fn bank(address: &str, journal: &Path, flags: &[&str]) -> Child {
@@ -93,8 +85,49 @@ mod check {
         assert!(said.contains("the sum is right"), "seed {seed}: {said}");
         assert!(kills >= 2, "seed {seed}: {kills} kills");
         // What was hit by the kills was noticed.
-        assert!(!said.contains(" 0 lost sessions"), "seed {seed}: {said}");
+        let nothing = said.contains(" 0 lost sessions") && said.contains(" 0 refused commits");
+        assert!(!nothing, "seed {seed}: {said}");
         println!("{kills} kills; {said}");
+    }
+
+    /// P6, T4.
+    pub(super) async fn restarts_abort_validating_transactions_alone_and_interrupt_no_other_work(
+        store: StoreKind,
+    ) {
+        let seed = seed();
+        let mut rng = SmallRng::seed_from_u64(seed);
+        // A guard that outlasts each absence, and a lease after which tables often serve again
+        // between two kills.
+        let place = Place::new(store).with_lease(Duration::from_secs(4));
+        let mut server = place.start().await;
+        let journal = place.directory().join("bank.journal");
+        let time = seconds().to_string();
+        let flags = ["--seconds", &time, "--seed", &seed.to_string(), "--clerks", "16"];
+        let bank = bank(&place.address, &journal, &flags);
+        let mut restarts = 0;
+        let restarting = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(rng.random_range(3_000..7_000))).await;
+                if rng.random() {
+                    server.kill().await;
+                } else {
+                    assert!(server.stop().await.success());
+                }
+                restarts += 1;
+                server = place.start().await;
+            }
+        };
+        let (output, said) = tokio::select! {
+            ended = ended(bank) => ended,
+            () = restarting => unreachable!("it never ends"),
+        };
+        assert!(output.status.success(), "seed {seed}, {restarts} restarts: {said}");
+        assert!(said.contains("the sum is right"), "seed {seed}: {said}");
+        assert!(restarts >= 2, "seed {seed}: {restarts} restarts");
+        assert!(said.contains(", 0 interrupted clerks"), "seed {seed}: {said}");
+        assert!(said.contains(" 0 lost sessions"), "seed {seed}: {said}");
+        assert!(!said.contains(" 0 moves between tills"), "seed {seed}: {said}");
+        println!("{restarts} restarts; {said}");
     }
 }
 

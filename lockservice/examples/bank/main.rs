@@ -17,8 +17,10 @@
 //! | `main.rs` | the arguments, the run, and its verdict |
 //! | `journal.rs` | the journal: storage that trusts tokens and nothing else |
 //! | `workers.rs` | the bank: transfers, audits, commits, and retries |
+//! | `tills.rs` | clerks, who rely on their locks alone |
 
 mod journal;
+mod tills;
 mod workers;
 
 use std::path::PathBuf;
@@ -67,6 +69,9 @@ struct Args {
     /// How many accounts there are.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(2..))]
     accounts: u16,
+    /// How many clerks move money between tills besides. They do not validate.
+    #[arg(long, default_value_t = 0)]
+    clerks: u16,
     /// Seeds the choice of accounts and amounts.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -104,13 +109,20 @@ impl Args {
 
 async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
     let accounts = usize::from(args.accounts);
-    let journal = Journal::open(&args.journal, accounts)
+    // As many as clerks, who need two each: so they wait for each other.
+    let tills = match usize::from(args.clerks) {
+        0 => 0,
+        clerks => clerks.max(2),
+    };
+    let journal = Journal::open(&args.journal, accounts + tills)
         .map_err(|e| format!("cannot open {}: {e}", args.journal.display()))?;
     let highest = journal.highest_token();
     let bank = Arc::new(Bank {
         journal,
         accounts,
+        tills,
         table: TableRef::new("bank", "accounts")?,
+        till_table: TableRef::new("bank", "tills")?,
         credentials: args.credentials(),
         server: args.server,
         counters: Counters::default(),
@@ -118,10 +130,17 @@ async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
         next: AtomicU64::new(if args.without_locks { highest + 1 } else { 1 }),
     });
     let mut workers = tokio::task::JoinSet::new();
+    let rng = |worker: usize| {
+        SmallRng::seed_from_u64(args.seed.wrapping_mul(1_000_003).wrapping_add(worker as u64))
+    };
+    if !args.without_locks {
+        for clerk in 0..usize::from(args.clerks) {
+            let (bank, rng) = (Arc::clone(&bank), rng(args.workers + clerk));
+            workers.spawn(async move { bank.work_at_tills(rng).await });
+        }
+    }
     for worker in 0..args.workers {
-        let bank = Arc::clone(&bank);
-        let rng =
-            SmallRng::seed_from_u64(args.seed.wrapping_mul(1_000_003).wrapping_add(worker as u64));
+        let (bank, rng) = (Arc::clone(&bank), rng(worker));
         let without_locks = args.without_locks;
         workers.spawn(async move {
             if without_locks { bank.work_without_locks(rng).await } else { bank.work(rng).await }
@@ -138,7 +157,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
         ended??;
     }
     let counters = &bank.counters;
-    let (sum, expected) = (bank.journal.sum(), bank.expected());
+    let (sum, expected) = (bank.journal.sum(), bank.expected(accounts + tills));
     println!(
         "bank: {} transfers, {} audits ({} wrong); retried: {} deadlocks, {} refused commits, {} \
             refused by the journal, {} lost sessions, {} others",
@@ -151,6 +170,13 @@ async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
         counters.sessions_lost.load(Relaxed),
         counters.other_retries.load(Relaxed),
     );
+    if args.clerks > 0 {
+        println!(
+            "bank: {} moves between tills, {} interrupted clerks",
+            counters.till_moves.load(Relaxed),
+            counters.interrupted_clerks.load(Relaxed),
+        );
+    }
     let worked = counters.transfers.load(Relaxed) > 0 && counters.audits.load(Relaxed) > 0;
     let right = sum == expected && counters.wrong_audits.load(Relaxed) == 0;
     match (right, worked) {

@@ -26,13 +26,18 @@ pub(crate) struct Counters {
     pub(crate) refused_commits: AtomicU64,
     pub(crate) sessions_lost: AtomicU64,
     pub(crate) other_retries: AtomicU64,
+    pub(crate) till_moves: AtomicU64,
+    pub(crate) interrupted_clerks: AtomicU64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Bank {
     pub(crate) journal: Journal,
     pub(crate) accounts: usize,
+    /// The tills stand in the journal after the accounts.
+    pub(crate) tills: usize,
     pub(crate) table: TableRef,
+    pub(crate) till_table: TableRef,
     pub(crate) credentials: Credentials,
     pub(crate) server: String,
     pub(crate) counters: Counters,
@@ -61,7 +66,7 @@ impl From<Error> for Failure {
     }
 }
 
-fn row(account: usize) -> LockItem {
+pub(crate) fn row(account: usize) -> LockItem {
     LockItem::Row(key(account))
 }
 
@@ -74,8 +79,9 @@ impl Bank {
         self.next.fetch_add(1, Relaxed)
     }
 
-    pub(crate) fn expected(&self) -> i64 {
-        OPENING_BALANCE * self.accounts as i64
+    /// The sum of so many accounts.
+    pub(crate) fn expected(&self, accounts: usize) -> i64 {
+        OPENING_BALANCE * accounts as i64
     }
 
     /// Two accounts; often popular ones, so that workers meet.
@@ -164,10 +170,11 @@ impl Bank {
     }
 
     fn check(&self, sum: i64) {
-        if sum != self.expected() {
+        let expected = self.expected(self.accounts);
+        if sum != expected {
             match self.counters.wrong_audits.fetch_add(1, Relaxed) {
                 before if before < WRONG_AUDITS_SHOWN => {
-                    eprintln!("bank: an audit found {sum} instead of {}", self.expected());
+                    eprintln!("bank: an audit found {sum} instead of {expected}");
                 }
                 WRONG_AUDITS_SHOWN => {
                     eprintln!("bank: more audits are wrong; from now on they are only counted")
@@ -229,7 +236,7 @@ impl Bank {
         Ok(())
     }
 
-    async fn connect(&self) -> Result<(Client, Session), Error> {
+    pub(crate) async fn connect(&self) -> Result<(Client, Session), Error> {
         let client = Client::builder()
             .name("bank")
             .credentials(self.credentials.clone())

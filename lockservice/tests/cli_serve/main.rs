@@ -6,6 +6,7 @@
 //! | `start.rs` | the start, and the environment |
 //! | `lists.rs` | the lists |
 //! | `signals.rs` | signals |
+//! | `restarts.rs` | stops after which the server is expected back |
 //! | `log.rs` | the log |
 //! | `store.rs` | a full, removed or replaced store |
 
@@ -15,6 +16,7 @@ mod cli_support;
 mod disk;
 mod lists;
 mod log;
+mod restarts;
 mod signals;
 mod start;
 mod store;
