@@ -213,6 +213,8 @@ async fn what_nobody_held_is_refused_and_the_reason_is_told() {
     assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
     session.claim(holder.claim.clone()).await.expect("what it held");
     session.claim(holder.claim.clone()).await.expect("a repetition succeeds");
+    session.claims_done(TxnNumber::new(1)).expect("a promise");
+    session.claim(holder.claim.clone()).await.expect("the response to that may have been lost");
     let thief = Holder { id: SessionId::new(80), claim: holder.claim.clone() };
     assert!(thief.refused(&service, from).await.contains("another session"));
     assert_eq!(service.locks(None).len(), 1, "a refused claim took nothing");

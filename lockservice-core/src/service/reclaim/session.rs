@@ -87,7 +87,7 @@ impl LockService {
 
 impl Session {
     /// Claims what a transaction held before the restart (P6): all of it, or nothing. A repetition
-    /// succeeds. A large transaction may be claimed in several calls; the first that fails ends it.
+    /// succeeds, also after the [last claim](Self::claims_done). A large transaction may be claimed in several calls; the first that fails ends it.
     ///
     /// # Errors
     /// - `ClaimRefused`: what was held is lost. The client stops the work under it.
@@ -159,13 +159,6 @@ impl Session {
         if state.stage != Stage::Open {
             return Err(self.why_lost());
         }
-        if state.has_claimed || state.refused_claims.contains(&claim.number) {
-            return Err(Error::new(
-                ErrorKind::ClaimRefused,
-                "the transaction cannot be claimed any more: the session had said that it claimed \
-                    everything, or a claim of it was refused",
-            ));
-        }
         if let Some(queue) = state.txns.get(&claim.number) {
             let same = claim.id.is_none_or(|id| id == queue.txn.id);
             return if same {
@@ -173,6 +166,13 @@ impl Session {
             } else {
                 Err(wrong("another transaction was claimed under this number"))
             };
+        }
+        if state.has_claimed || state.refused_claims.contains(&claim.number) {
+            return Err(Error::new(
+                ErrorKind::ClaimRefused,
+                "the transaction cannot be claimed any more: the session had said that it claimed \
+                    everything, or a claim of it was refused",
+            ));
         }
         state.number_by(crate::service::session::queue::NumberedBy::Client)?;
         let options = TxnOptions { validates: false, label: claim.label.clone() };
