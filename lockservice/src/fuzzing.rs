@@ -52,7 +52,7 @@ const MESSAGES: [fn(Bytes); 24] = [
     |m| round(m, |m| Ok(convert::error_from_proto(m)), convert::error_to_proto),
     |m| round(m, |m| Ok(convert::report_from_proto(m)), convert::report_to_proto),
     |m| round(m, convert::registration_from_proto, convert::registration_to_proto),
-    |m| round(m, |m| Ok(convert::started_from_proto(m)), convert::started_to_proto),
+    |m| round(m, convert::started_from_proto, convert::started_to_proto),
     |m| round(m, |m| Ok(convert::lease_from_proto(m)), convert::lease_to_proto),
     |m| round(m, convert::bound_from_proto, convert::bound_to_proto),
     |m| round(m, convert::tokens_from_proto, convert::tokens_to_proto),

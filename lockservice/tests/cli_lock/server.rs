@@ -7,8 +7,8 @@ use rustix::process::Signal;
 use crate::cli_support::{Server, code, now, stderr, wait_for_end_of};
 
 #[test]
-fn when_the_server_stops_a_holder_exits_with_70_and_a_waiter_with_69_when_its_time_is_up() {
-    let server = Server::start();
+fn when_the_server_stops_for_good_a_holder_exits_with_70_and_a_waiter_with_69_in_the_end() {
+    let server = Server::start_with(&["--drain-stop"]);
     let (holder, command) = server.hold(&["t", "k"]);
     let waiter = server.lock(&["t", "k", "--quiet", "--timeout", "5s"], "echo never");
     server.waits(1);

@@ -11,7 +11,7 @@ use crate::cli_support::{DEADLINE, Running, Server, code, ends_within, lockservi
 
 #[test]
 fn a_doubled_signal_is_one_wish_to_stop_in_order() {
-    let server = Server::start();
+    let server = Server::start_with(&["--drain-stop"]);
     let (holder, _) = server.hold(&["t", "k"]);
     let (other, _) = server.hold(&["t", "other"]);
     holder.signal(Signal::STOP);
@@ -74,7 +74,7 @@ fn a_hang_up_stops_a_server_of_a_terminal_in_order_and_is_nothing_to_a_daemon() 
 
 #[test]
 fn the_second_signal_stops_the_server_at_once() {
-    let server = Server::start();
+    let server = Server::start_with(&["--drain-stop"]);
     let (holder, _) = server.hold(&["t", "k"]);
     let (other, _) = server.hold(&["t", "other"]);
     // It cannot confirm that its work has ended, so a stop in order takes the whole grace.
