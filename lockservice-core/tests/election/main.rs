@@ -4,12 +4,14 @@
 //!
 //! | file | noun |
 //! |---|---|
+//! | `claims.rs` | tables that take the claims of holders after a restart |
 //! | `opening.rs` | the opening of a leadership |
 //! | `failover.rs` | leaders that die, resign, or lose their store |
 //! | `went_back.rs` | stores that went back; reports of nodes |
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
+mod claims;
 #[path = "../cluster/mod.rs"]
 mod cluster;
 mod failover;

@@ -57,25 +57,47 @@ pub(crate) struct World {
     allocator: Arc<LocalAllocator>,
     clock: ManualClock,
     env: Env,
+    store: Arc<MemoryStore>,
     rows: Arc<[Row; 2]>,
 }
+
+/// Longer than a model lasts, unless it moves the clock by it.
+const LEASE: Duration = Duration::from_secs(3_600);
 
 impl World {
     fn new() -> Self {
         let clock = ManualClock::new();
         let env = Env::simulated(Arc::new(clock.clone()), 1, ClockRate::EXACT);
-        let node = NodeName::new("node").expect("a name");
-        let constants = ClusterConstants { lease_ttl_ms: 3_600_000, ..ClusterConstants::default() };
-        let settings = AllocatorSettings { constants, ..AllocatorSettings::default() };
-        let (service, allocator) = block_on(async {
-            let store = Arc::new(MemoryStore::new(1));
-            let allocator = LocalAllocator::open(store, env.clone(), settings, node.clone());
-            let allocator = allocator.await.expect("a fresh store opens");
-            let mut parts = ServiceParts::new(Arc::clone(&allocator) as _, env.clone(), node);
-            parts.settings.engine.txn_lock_bytes_max = TXN_BYTES_MAX;
-            (LockService::start(parts).await.expect("the service starts"), allocator)
-        });
-        Self { service, allocator, clock, env, rows: Arc::default() }
+        let store = Arc::new(MemoryStore::new(1));
+        let (service, allocator) = block_on(start(&store, &env));
+        Self { service, allocator, clock, env, store, rows: Arc::default() }
+    }
+
+    /// The next process, after a stop for a restart.
+    pub(crate) fn restarts(self) -> Self {
+        let stopped = block_on(self.service.stop_for_restart(TTL));
+        assert!(stopped.resigned, "{stopped:?}");
+        block_on(self.allocator.shutdown(stopped.confirmed, TTL)).expect("the store responds");
+        self.crashes()
+    }
+
+    /// The next process, after a crash.
+    pub(crate) fn crashes(self) -> Self {
+        let Self { service, allocator, clock, env, store, rows } = self;
+        drop((service, allocator));
+        let (service, allocator) = block_on(start(&store, &env));
+        Self { service, allocator, clock, env, store, rows }
+    }
+
+    /// Everything that was promised before a restart has run out, and the service was renewed
+    /// meanwhile.
+    pub(crate) fn the_lease_runs_out(&self) {
+        for _ in 0..5 {
+            self.advance(LEASE / 4);
+            for _ in 0..20 {
+                thread::yield_now();
+            }
+        }
     }
 
     /// Has the table bound, so that no call of the model stands in its line.
@@ -133,6 +155,20 @@ impl World {
         assert!(stopped.confirmed && stopped.resigned, "{stopped:?}");
         block_on(self.allocator.shutdown(true, TTL)).expect("the store responds");
     }
+}
+
+/// Starts a process of the node.
+async fn start(store: &Arc<MemoryStore>, env: &Env) -> (LockService, Arc<LocalAllocator>) {
+    let node = NodeName::new("node").expect("a name");
+    let lease_ttl_ms = LEASE.as_millis() as u64;
+    let constants = ClusterConstants { lease_ttl_ms, ..ClusterConstants::default() };
+    let settings = AllocatorSettings { constants, ..AllocatorSettings::default() };
+    let opened =
+        LocalAllocator::open(Arc::<MemoryStore>::clone(store), env.clone(), settings, node.clone());
+    let allocator = opened.await.expect("it opens");
+    let mut parts = ServiceParts::new(Arc::clone(&allocator) as _, env.clone(), node);
+    parts.settings.engine.txn_lock_bytes_max = TXN_BYTES_MAX;
+    (LockService::start(parts).await.expect("the service starts"), allocator)
 }
 
 /// The transactions that work on a row: what its locks protect.

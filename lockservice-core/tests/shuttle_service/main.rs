@@ -15,10 +15,12 @@
 //! | file | noun |
 //! |---|---|
 //! | `main.rs` | locks: exclusion, order, cancels, deadlocks |
+//! | `claims.rs` | claims after a restart |
 //! | `sessions.rs` | the end of sessions, and of the service |
 //! | `kit.rs` | the service of a model, and rows that notice a broken exclusion |
 #![cfg(shuttle)]
 
+mod claims;
 mod kit;
 mod sessions;
 

@@ -156,6 +156,9 @@ async fn read_until_done(
                 (Some(ClaimId::Done), Some(Wire::Promise(promise))) => {
                     return Ok(Duration::from_millis(promise.valid_for_ms));
                 }
+                (Some(ClaimId::Claim(_)), Some(Wire::Claimed(claimed))) => {
+                    shared.outbox.claimed(claims, op.id, &claimed);
+                }
                 (Some(ClaimId::Done), _) => return Err(no_promise()),
                 // A claim that succeeded. Nothing else was sent on this stream.
                 (Some(ClaimId::Claim(_)) | None, _) => {}

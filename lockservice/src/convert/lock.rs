@@ -105,7 +105,7 @@ pub fn lock_spec_to_proto(spec: &LockSpec, last: proto::LockOp) -> proto::LockOp
         ancestors: spec.ancestors.iter().map(ToString::to_string).collect(),
         trace_parent: again(last.trace_parent, trace(TraceContext::parent)),
         trace_state: again(last.trace_state, trace(TraceContext::state)),
-        waited_ms: 0,
+        waited_ms: millis_down(spec.waited),
     }
 }
 

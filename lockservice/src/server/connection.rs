@@ -7,7 +7,7 @@
 
 use futures::FutureExt as _;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use lockservice_core::service::{Attachment, OpResponse, Operation, Promise, Session, TxnOp};
+use lockservice_core::service::{Attachment, Operation, Promise, Session, TxnOp};
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
@@ -285,11 +285,13 @@ impl Stream {
                     self.large(id, quiet, op);
                 }
                 Ok((id, _, Requested::Heartbeat(heartbeat))) => self.heartbeat(id, heartbeat),
-                Ok((id, _, Requested::Claim(claim))) => {
-                    let claimed = self.session.claim(claim).await;
-                    let done = claimed.map(|()| OpResponse::Done { released: 0 });
-                    self.responses.push_result(id, done);
-                }
+                Ok((id, _, Requested::Claim(claim))) => match self.session.claim(claim).await {
+                    Ok(versions) => {
+                        let versions = versions.iter().map(|version| version.get()).collect();
+                        self.responses.push(id, Wire::Claimed(proto::Claimed { versions }));
+                    }
+                    Err(e) => self.responses.push_error(id, &e),
+                },
                 Ok((id, _, Requested::ClaimsDone(last))) => {
                     let promise = self.session.claims_done(last);
                     self.promise(id, promise);

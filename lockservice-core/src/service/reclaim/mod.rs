@@ -140,7 +140,8 @@ impl ServiceInner {
                 return Err(e);
             }
         };
-        if version < claimed.from || version >= claimed.bound.bind().version {
+        // The present version: the claim was made before.
+        if version < claimed.from || version > claimed.bound.bind().version {
             return Err(refused(
                 table,
                 "what was held under that bind was given up, or given away",

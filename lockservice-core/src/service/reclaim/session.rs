@@ -86,7 +86,9 @@ impl LockService {
 }
 
 impl Session {
-    /// Claims what a transaction held before the restart (P6): all of it, or nothing. A repetition
+    /// Claims what a transaction held before the restart (P6): all of it, or nothing. Returns for
+    /// each of [`TxnClaim::locks`] the version of the bind under which it is held from now on, which
+    /// the next claim of it names. A repetition
     /// succeeds, also after the [last claim](Self::claims_done). A large transaction may be claimed in several calls; the first that fails ends it.
     ///
     /// # Errors
@@ -99,11 +101,13 @@ impl Session {
     ///
     /// # Cancel safety
     /// What was claimed by then stays claimed. The client claims again.
-    pub async fn claim(&self, claim: TxnClaim) -> Result<()> {
+    pub async fn claim(&self, claim: TxnClaim) -> Result<Vec<BindVersion>> {
         let (number, id) = (claim.number, claim.id);
         let txn = self.begin_claimed(&claim)?;
+        let mut versions = Vec::with_capacity(claim.locks.len());
         for locks in claim.locks {
-            if let Err(why) = self.inner.claim_locks(&txn, locks).await {
+            let claimed = self.inner.claim_locks(&txn, locks).await;
+            if let Err(why) = claimed.map(|version| versions.push(version)) {
                 tracing::warn!(
                     client = %self.record.renewals.client,
                     txn = ?id,
@@ -115,7 +119,7 @@ impl Session {
         }
         let now = self.inner.parts.env.now();
         self.inner.count_hold(&txn, || now);
-        Ok(())
+        Ok(versions)
     }
 
     /// The client has claimed everything. `last` is the highest number that it gave to a
@@ -197,18 +201,18 @@ impl Session {
 }
 
 impl ServiceInner {
-    /// Claims rows and ranges of one table for a transaction.
+    /// Claims rows and ranges of one table for a transaction. Returns the version of the bind under
+    /// which they are held from now on.
     async fn claim_locks(
         self: &Arc<Self>,
         txn: &Arc<TxnRecord>,
         locks: ClaimedLocks,
-    ) -> Result<()> {
+    ) -> Result<BindVersion> {
         self.check_serving()?;
         let claimed = match self.claim_table(&locks.table, locks.version).await {
             Ok(claimed) => claimed,
             // This claim may have been made before.
-            Err(_) if self.still_holds(txn, &locks).await => return Ok(()),
-            Err(e) => return Err(e),
+            Err(e) => return self.still_held(txn, &locks).await.ok_or(e),
         };
         let ClaimedLocks { table, token, mode, items, .. } = locks;
         if token == FencingToken::default() || token >= claimed.tokens_below {
@@ -237,7 +241,7 @@ impl ServiceInner {
                 Ok(grant) => {
                     txn.check_active()?;
                     self.note_limited(txn, &grant.bind, || now);
-                    return Ok(());
+                    return Ok(grant.bind.version);
                 }
                 Err(error) => error,
             };
@@ -263,9 +267,10 @@ impl ServiceInner {
         }
     }
 
-    /// True if the transaction holds all of this, in a table that serves others again.
-    async fn still_holds(&self, txn: &TxnRecord, locks: &ClaimedLocks) -> bool {
-        let Some(bound) = self.tables.owned(&locks.table) else { return false };
+    /// The version of the bind under which the transaction holds all of this, in a table that
+    /// serves others again; `None` if it does not.
+    async fn still_held(&self, txn: &TxnRecord, locks: &ClaimedLocks) -> Option<BindVersion> {
+        let bound = self.tables.owned(&locks.table)?;
         let request = LockRequest {
             table: bound.bind().id,
             version: bound.bind().version,
@@ -275,13 +280,13 @@ impl ServiceInner {
             escalate: false,
         };
         let now = self.parts.env.now();
-        let Ok(grant) = self.engine.claim(txn.at_engine(), request, locks.token, now).await else {
-            return false;
-        };
+        let claim = self.engine.claim(txn.at_engine(), request, locks.token, now);
+        let grant = claim.await.ok()?;
         if grant.newly_locked {
             self.roll_back(txn, &grant);
+            return None;
         }
-        !grant.newly_locked
+        Some(grant.bind.version)
     }
 
     /// Kills a transaction that claimed what another one held later.

@@ -8,6 +8,7 @@ use lockservice_core::service::TxnOptions;
 use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 use prost::bytes::Bytes;
 
+use super::claims::Rebound;
 use super::held::Change;
 use super::loss::TxnLoss;
 use super::pending::{Encoded, OpenTxn, Pending, What};
@@ -72,6 +73,8 @@ pub(super) struct OutboxState {
     pub(super) claims: VecDeque<Bytes>,
     /// The time before the last of them was sent.
     pub(super) claims_sent: Option<Time>,
+    /// Under which binds claimed locks are held.
+    pub(super) rebound: Rebound,
     /// The number of restarts of the server after which claims were made.
     pub(super) restarts: u64,
     /// True while operations are put in that are to share a frame.

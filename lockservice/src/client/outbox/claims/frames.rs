@@ -8,6 +8,7 @@ use prost::bytes::{Bytes, BytesMut};
 
 use super::super::held::{HeldItem, Holds};
 use super::super::{OP_OVERHEAD_BYTES, OpId};
+use super::rebound::{Named, Rebound};
 use crate::convert::{mode_to_proto, push_item_to_proto};
 use crate::proto::client_op::Op;
 use crate::{frame, proto};
@@ -15,29 +16,30 @@ use crate::{frame, proto};
 /// The most that a message costs beyond its texts, rows and ranges.
 const MESSAGE_BYTES: usize = 64;
 
-/// Divides what a transaction holds into claims of at most `bytes_max`. One that holds nothing has
-/// one claim, so that it can go on.
+/// Divides what a transaction holds into claims of at most `bytes_max`, with the tables and versions
+/// that each names. One that holds nothing has one claim, so that it can go on.
 pub(super) fn split(
     claim: proto::ClaimOp,
     holds: Holds,
-    bytes_max: usize,
-    ops: &mut Vec<proto::ClaimOp>,
+    (bytes_max, rebound): (usize, &mut Rebound),
+    ops: &mut Vec<(proto::ClaimOp, Vec<Named>)>,
 ) {
     let of_claim = MESSAGE_BYTES + claim.id.len() + claim.label.len() + OP_OVERHEAD_BYTES;
-    let (mut next, mut bytes) = (claim.clone(), of_claim);
-    for held in holds.items() {
+    let (mut next, mut bytes) = ((claim.clone(), Vec::new()), of_claim);
+    for mut held in holds.items() {
+        held.version = rebound.present(&held.table, held.version);
         let of_item = item_bytes(&held.item);
         let of_table =
             MESSAGE_BYTES + held.table.group.as_str().len() + held.table.name.as_str().len();
-        let same = next.locks.last().is_some_and(|locks| is_same(locks, &held));
+        let same = next.0.locks.last().is_some_and(|locks| is_same(locks, &held));
         let more = of_item + if same { 0 } else { of_table };
-        if bytes + more > bytes_max && !next.locks.is_empty() {
-            ops.push(std::mem::replace(&mut next, claim.clone()));
+        if bytes + more > bytes_max && !next.0.locks.is_empty() {
+            ops.push(std::mem::replace(&mut next, (claim.clone(), Vec::new())));
             bytes = of_claim;
         }
-        if !next.locks.last().is_some_and(|locks| is_same(locks, &held)) {
+        if !next.0.locks.last().is_some_and(|locks| is_same(locks, &held)) {
             bytes += of_table;
-            next.locks.push(proto::HeldLocks {
+            next.0.locks.push(proto::HeldLocks {
                 group: held.table.group.to_string(),
                 table: held.table.name.to_string(),
                 version: held.version.get(),
@@ -45,9 +47,10 @@ pub(super) fn split(
                 mode: mode_to_proto(held.mode),
                 ..proto::HeldLocks::default()
             });
+            next.1.push((held.table.clone(), held.version));
         }
         bytes += of_item;
-        if let Some(locks) = next.locks.last_mut() {
+        if let Some(locks) = next.0.locks.last_mut() {
             push_item_to_proto(&held.item, &mut locks.rows, &mut locks.ranges);
         }
     }

@@ -11,6 +11,7 @@
 //! as done for the claims, for what was given up is not claimed, and are sent again at 3.
 
 mod frames;
+mod rebound;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,6 +21,8 @@ use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 
 pub(super) use self::frames::item_bytes;
 use self::frames::{into_frames, split};
+use self::rebound::Named;
+pub(super) use self::rebound::Rebound;
 use super::held::{Change, Holds};
 use super::loss::{LossPlace, TxnLoss};
 use super::pending::{Pending, What};
@@ -42,6 +45,8 @@ pub(in crate::client) enum ClaimId {
 pub(in crate::client) struct Claims {
     /// The transaction of each claim.
     txns: Vec<TxnNumber>,
+    /// The tables and versions that each claim names.
+    named: Vec<Vec<Named>>,
     /// The transactions that are lost without a claim, and why.
     pub(in crate::client) lost: Vec<(TxnNumber, Error)>,
 }
@@ -55,6 +60,12 @@ impl Claims {
             Some(number) => Some(ClaimId::Claim(*number)),
             None => (place == self.txns.len()).then_some(ClaimId::Done),
         }
+    }
+
+    /// The tables and versions that the claim with this id names.
+    fn named(&self, id: u64) -> Option<&[Named]> {
+        let place = OpId::HELLO.get().checked_sub(id)?.checked_sub(1)?;
+        self.named.get(usize::try_from(place).ok()?).map(Vec::as_slice)
     }
 }
 
@@ -70,16 +81,20 @@ impl Outbox {
         state.restarts += 1;
         let (mut over, mut lost, mut ops) = (Vec::new(), Vec::new(), Vec::new());
         let under_way = state.under_way();
+        let mut rebound = std::mem::take(&mut state.rebound);
         let txns: Vec<TxnKey> = state.txns.iter().map(|(key, _)| TxnKey(key)).collect();
         for key in txns {
             let pending = under_way.get(&key.0).map_or(&[][..], |pending| pending);
             state.claim_txn(key, pending, deadline, &mut over, &mut lost, |claim, holds| {
-                split(claim, holds, bytes_max, &mut ops);
+                split(claim, holds, (bytes_max, &mut rebound), &mut ops);
             });
         }
+        rebound.forget_unused();
+        state.rebound = rebound;
         // Numbers arrive in rising order.
-        ops.sort_by_key(|claim| claim.txn);
-        let txns = ops.iter().map(|claim| TxnNumber::new(claim.txn)).collect();
+        ops.sort_by_key(|(claim, _)| claim.txn);
+        let txns = ops.iter().map(|(claim, _)| TxnNumber::new(claim.txn)).collect();
+        let (ops, named): (Vec<_>, Vec<_>) = ops.into_iter().unzip();
         let done = Op::ClaimsDone(proto::ClaimsDone { last_txn: state.last_txn.get() });
         let ops = ops.into_iter().map(Op::Claim).chain([done]);
         state.claims = into_frames(ops, bytes_max).into();
@@ -88,7 +103,14 @@ impl Outbox {
         drop(state);
         wake(waker);
         tell(over);
-        Claims { txns, lost }
+        Claims { txns, named, lost }
+    }
+
+    /// A claim succeeded, with this id.
+    pub(in crate::client) fn claimed(&self, claims: &Claims, id: u64, response: &proto::Claimed) {
+        if let Some(named) = claims.named(id) {
+            self.state.lock().rebound.claimed(named, response);
+        }
     }
 
     /// The time before the last claim was sent, from which the promise of the response counts (P2).
