@@ -204,6 +204,8 @@ struct Queue {
     waiters: Vec<Waiter>,
     /// How many turns there had been before it was looked at.
     from: usize,
+    /// How many there had been before the next restart that may have changed it.
+    to: Option<usize>,
 }
 
 /// The queues over all restarts.
@@ -228,7 +230,10 @@ impl Queues {
         admin: &AdminClient,
         journal: &mut Journal,
     ) {
-        let queue = |from| move |(key, waiters)| Queue { key, waiters, from };
+        let queue = |from| move |(key, waiters)| Queue { key, waiters, from, to: None };
+        if !end.keeps_queues() {
+            self.all.iter_mut().for_each(|queue| drop(queue.to.get_or_insert(from)));
+        }
         if end.keeps_queues() {
             self.all.extend(before.into_iter().map(queue(from)));
             return;
@@ -262,7 +267,7 @@ impl Queues {
     fn check(&self, turns: &[Turn], seed: u64) -> usize {
         let mut checked = 0;
         for queue in &self.all {
-            let served: Vec<&str> = turns[queue.from..]
+            let served: Vec<&str> = turns[queue.from..queue.to.unwrap_or(turns.len())]
                 .iter()
                 .filter(|turn| turn.key == queue.key)
                 .map(|turn| turn.name.as_str())

@@ -96,6 +96,8 @@ pub struct ClaimedTable {
     pub wait: Duration,
     /// All sessions that hold something in the table, if that is known.
     pub holders: Option<Vec<HolderMark>>,
+    /// Sessions that waited for something in it when the last owner stopped.
+    pub waiters: Vec<HolderMark>,
 }
 
 /// A renewed lease.

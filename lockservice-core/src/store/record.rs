@@ -133,6 +133,9 @@ pub struct TableHolders {
     pub from: BindVersion,
     /// The sessions.
     pub holders: Vec<HolderMark>,
+    /// The sessions that wait for something.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiters: Vec<HolderMark>,
     /// True if others may hold something too: those that have not claimed yet after an earlier
     /// restart.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -68,6 +68,7 @@ async fn what_a_stop_left_held_is_known_to_the_next_leader() {
         table: held.id,
         from: held.version,
         holders: vec![HolderMark::of(SessionId::new(3))],
+        waiters: vec![HolderMark::of(SessionId::new(77))],
         others: false,
     };
     let left = [holders.clone()];

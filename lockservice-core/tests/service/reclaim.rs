@@ -264,6 +264,8 @@ async fn of_two_claims_that_exclude_each_other_the_larger_token_stands() {
             let lost = session.lost_txns();
             let [(number, why)] = lost.as_slice() else { panic!("one is lost: {lost:?}") };
             assert_eq!((number.get(), why.kind()), (1, ErrorKind::ClaimRefused));
+            let next = session.submit(op(1, 2), Operation::Lock(in_table("other", "a"))).await;
+            assert_eq!(next.expect_err("it is lost").kind(), ErrorKind::ClaimRefused);
         }
         let held: Vec<_> = service.locks(None).into_iter().map(|lock| lock.info.txn).collect();
         assert_eq!(held, [wrong.claim.id.expect("set")], "wrong first: {wrong_first}");

@@ -51,6 +51,7 @@ pub fn holders_to_proto(held: &TableHolders) -> proto::TableHolders {
         holders: held.holders.iter().map(|mark| mark.get()).collect(),
         from: held.from.get(),
         others: held.others,
+        waiters: held.waiters.iter().map(|mark| mark.get()).collect(),
     }
 }
 
@@ -60,6 +61,7 @@ pub fn holders_from_proto(held: proto::TableHolders) -> TableHolders {
         table: TableId::new(held.table_id),
         from: BindVersion::new(held.from),
         holders: held.holders.into_iter().map(HolderMark::new).collect(),
+        waiters: held.waiters.into_iter().map(HolderMark::new).collect(),
         others: held.others,
     }
 }
@@ -92,6 +94,7 @@ pub fn claimed_to_proto(claimed: &ClaimedTable) -> proto::ClaimTableResponse {
         wait_ms: millis_up(claimed.wait),
         holders_known: claimed.holders.is_some(),
         holders: holders.map(|mark| mark.get()).collect(),
+        waiters: claimed.waiters.iter().map(|mark| mark.get()).collect(),
     }
 }
 
@@ -108,5 +111,6 @@ pub fn claimed_from_proto(claimed: proto::ClaimTableResponse) -> Result<ClaimedT
         tokens_below: FencingToken::new(claimed.tokens_below),
         wait: std::time::Duration::from_millis(claimed.wait_ms),
         holders: claimed.holders_known.then_some(holders),
+        waiters: claimed.waiters.into_iter().map(HolderMark::new).collect(),
     })
 }

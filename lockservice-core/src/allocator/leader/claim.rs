@@ -123,6 +123,7 @@ impl LocalShared {
             tokens_below: entry.tokens_reserved_to,
             until: now + wait,
             holders: left.filter(|left| !left.others).map(|left| left.holders.clone()),
+            waiters: left.map(|left| left.waiters.clone()).unwrap_or_default(),
         };
         // B1: the old owner's end is in the store no later than the bind that follows it.
         // ORDERING: Acquire, the partner of the release in `Grant::landed`.
@@ -146,6 +147,7 @@ fn claimed(bound: BoundTable, claims: &TableClaims, now: Time) -> ClaimedTable {
         tokens_below: claims.tokens_below,
         wait: claims.until.remaining(now),
         holders: claims.holders.clone(),
+        waiters: claims.waiters.clone(),
     }
 }
 

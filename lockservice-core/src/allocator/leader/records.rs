@@ -183,7 +183,7 @@ impl Records {
             // Its owner is over: what counts is the version.
             _ => self.past.now,
         };
-        Some(TableClaims { from, tokens_below, until, holders: None })
+        Some(TableClaims { from, tokens_below, until, holders: None, waiters: Vec::new() })
     }
 
     /// An owner whose record is not in the store: it is as good as fenced, and its binds invalid.

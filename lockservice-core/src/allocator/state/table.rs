@@ -42,6 +42,8 @@ pub(crate) struct TableClaims {
     pub(crate) until: Time,
     /// All sessions that hold something in it, if that is known.
     pub(crate) holders: Option<Vec<HolderMark>>,
+    /// Sessions that waited for something in it when its last owner stopped.
+    pub(crate) waiters: Vec<HolderMark>,
 }
 
 /// The owner that a partition is, or was last, bound to.

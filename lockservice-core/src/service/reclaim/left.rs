@@ -27,6 +27,7 @@ const BINDS_AT_ONCE: usize = 64;
 #[derive(Debug, Default)]
 struct Holders {
     marks: BTreeSet<HolderMark>,
+    waiters: BTreeSet<HolderMark>,
     others: bool,
 }
 
@@ -44,6 +45,8 @@ impl LockService {
     pub async fn stop_for_restart(&self, longest: Duration) -> Stopped {
         let inner = &self.inner;
         let deadline = inner.parts.env.now() + longest;
+        // Before their waits end.
+        let waiters = self.waiting_txns();
         inner.phase.send_if_modified(|phase| {
             let first = matches!(phase, Phase::Serving);
             if first {
@@ -53,7 +56,7 @@ impl LockService {
         });
         inner.close();
         inner.engine.seal(restarting);
-        let held = inner.held();
+        let held = inner.held(&waiters);
         let tables = held.as_ref().map_or(0, Vec::len);
         let resigned = match held {
             _ if inner.is_sealed() => false,
@@ -83,13 +86,25 @@ impl LockService {
         inner.seal(restarting());
         Stopped { confirmed: resigned, resigned, held: tables }
     }
+
+    /// The transactions whose calls wait, with the tables. At most [`HOLDERS_MAX`] of them: the
+    /// others may lose their places.
+    fn waiting_txns(&self) -> Vec<(TxnId, TableRef)> {
+        let (mut list, mut waiting) = (self.wait_list(None), Vec::new());
+        while waiting.len() < HOLDERS_MAX
+            && let Some(slice) = list.next_slice(SLICE)
+        {
+            waiting.extend(slice.into_iter().map(|wait| (wait.info.waiter, wait.info.table)));
+        }
+        waiting
+    }
 }
 
 impl ServiceInner {
     /// The tables in which sessions hold something, and those that still take claims. `None` if
     /// something is held by others, or in too many tables. To be called when nothing is granted any
     /// more.
-    fn held(&self) -> Option<Vec<TableHolders>> {
+    fn held(&self, waiting: &[(TxnId, TableRef)]) -> Option<Vec<TableHolders>> {
         let marks = self.holders()?;
         let mut tables: BTreeMap<TableRef, Holders> = BTreeMap::new();
         let (mut list, mut count) = (self.engine.lock_list(None), 0);
@@ -108,11 +123,20 @@ impl ServiceInner {
         let mut from = HashMap::new();
         for (table, claimed) in self.claims.bound() {
             let holders = tables.entry(table.clone()).or_default();
-            match &*claimed.left.lock() {
+            let expected = claimed.expected.lock();
+            match &expected.holders {
                 Some(left) => holders.marks.extend(left),
                 None => holders.others = true,
             }
+            holders.waiters.extend(&expected.waiters);
+            drop(expected);
             from.insert(table, claimed.from);
+        }
+        for (txn, table) in waiting {
+            // Where nothing is held, nothing is waited for.
+            if let (Some(mark), Some(holders)) = (marks.get(txn), tables.get_mut(table)) {
+                holders.waiters.insert(*mark);
+            }
         }
         for (table, holders) in tables {
             // What is not served any more was given up.
@@ -121,6 +145,7 @@ impl ServiceInner {
                 table: bound.bind().id,
                 from: from.get(&table).copied().unwrap_or(bound.bind().version),
                 holders: holders.marks.into_iter().collect(),
+                waiters: holders.waiters.into_iter().collect(),
                 others: holders.others,
             });
         }

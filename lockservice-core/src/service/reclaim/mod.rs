@@ -35,6 +35,7 @@ mod session;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OnceCell, RwLock};
 
@@ -43,6 +44,7 @@ use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, FencingToken, HolderMark, TableRef};
 use crate::service::ServiceInner;
+use crate::service::txn::TxnRecord;
 use crate::sync::Mutex;
 use crate::table::TableHandle;
 
@@ -50,6 +52,11 @@ pub use self::session::{ClaimedLocks, TxnClaim};
 
 /// The largest number of sessions of which it is remembered that they have claimed everything.
 const DONE_MAX: usize = 100_000;
+
+/// For how long a table that takes claims waits for the calls that stood in its queues before a
+/// stop, so that they do not lose their places. A client connects again within a quarter of a
+/// second.
+const WAITERS_MAX: Duration = Duration::from_millis(500);
 
 /// The tables that take claims. See the module.
 #[derive(Debug, Default)]
@@ -74,17 +81,52 @@ pub(in crate::service) struct ClaimedBind {
     tokens_below: FencingToken,
     /// When the wait is over.
     until: Time,
-    /// The sessions that have not claimed everything yet; `None` if it is not known who held
-    /// something. A leaf.
-    left: Mutex<Option<HashSet<HolderMark>>>,
+    /// When sessions that waited are not expected any more.
+    waiters_until: Time,
+    /// A leaf.
+    expected: Mutex<Expected>,
     /// True once the table was opened.
     gate: RwLock<bool>,
 }
 
+/// The sessions that are expected back.
+#[derive(Debug)]
+struct Expected {
+    /// Those that have not claimed everything yet; `None` if it is not known who held something.
+    holders: Option<HashSet<HolderMark>>,
+    /// Those that waited for something in the table, and have not called again. The table is opened
+    /// without them after a moment: they only lose their places.
+    waiters: HashSet<HolderMark>,
+}
+
+impl Expected {
+    fn has_holders(&self) -> bool {
+        self.holders.as_ref().is_none_or(|holders| !holders.is_empty())
+    }
+
+    /// A session has claimed everything or was closed. True if nothing is left to wait for.
+    fn holder_done(&mut self, mark: HolderMark) -> bool {
+        let was_expected = self.holders.as_mut().is_some_and(|holders| holders.remove(&mark));
+        was_expected && !self.has_holders()
+    }
+
+    /// A session calls again, or never will. As for [`holder_done`](Self::holder_done).
+    fn waiter_back(&mut self, mark: HolderMark) -> bool {
+        self.waiters.remove(&mark) && self.waiters.is_empty() && !self.has_holders()
+    }
+}
+
 impl ClaimedBind {
-    /// True if others may be granted locks in the table.
-    fn is_over(&self, now: Time) -> bool {
-        now >= self.until || self.left.lock().as_ref().is_some_and(HashSet::is_empty)
+    /// When others may be granted locks in the table, by what is known `now`.
+    fn over_at(&self, now: Time) -> Time {
+        let expected = self.expected.lock();
+        if expected.has_holders() {
+            self.until
+        } else if expected.waiters.is_empty() {
+            now
+        } else {
+            self.waiters_until.min(self.until)
+        }
     }
 }
 
@@ -162,19 +204,24 @@ impl ServiceInner {
         if tokens.is_none() {
             self.refill(bound.bind());
         }
-        let holders = claimed.holders.map(HashSet::from_iter);
+        let expected = Expected {
+            holders: claimed.holders.map(HashSet::from_iter),
+            waiters: claimed.waiters.into_iter().collect(),
+        };
+        let known = expected.holders.is_some();
         let claimed = Arc::new(ClaimedBind {
             bound: bound.clone(),
             from: claimed.claimable_from,
             tokens_below: claimed.tokens_below,
             until: now + hi(claimed.wait),
-            left: Mutex::new(holders),
+            waiters_until: now + WAITERS_MAX,
+            expected: Mutex::new(expected),
             gate: RwLock::new(false),
         });
         tracing::info!(
             %table,
             version = %bound.bind().version,
-            known = claimed.left.lock().is_some(),
+            known,
             wait = ?claimed.until.remaining(now),
             "a table takes the claims of its holders"
         );
@@ -197,8 +244,8 @@ impl ServiceInner {
         }
         // Those who had claimed before the table was bound.
         let done = self.claims.done.lock().clone();
-        if let Some(left) = &mut *claimed.left.lock() {
-            left.retain(|mark| !done.contains(mark));
+        if let Some(holders) = &mut claimed.expected.lock().holders {
+            holders.retain(|mark| !done.contains(mark));
         }
         self.tables.lines.lock().look_again(table);
     }
@@ -212,7 +259,8 @@ impl ServiceInner {
             let message = "the table is being bound for the claims of its holders: try again";
             return Some(Err(Error::new(ErrorKind::Unavailable, message).with("table", table)));
         };
-        let gate = if claimed.is_over(now) { claimed.gate.try_write().ok() } else { None };
+        let is_over = now >= claimed.over_at(now);
+        let gate = if is_over { claimed.gate.try_write().ok() } else { None };
         let Some(mut gate) = gate else { return Some(Err(waits_for_claims(table, claimed, now))) };
         *gate = true;
         self.claims.tables.lock().remove(table);
@@ -231,21 +279,42 @@ impl ServiceInner {
             }
         }
         for (table, claimed) in self.claims.bound() {
-            let is_last = claimed
-                .left
-                .lock()
-                .as_mut()
-                .is_some_and(|left| left.remove(&mark) && left.is_empty());
+            let is_last = claimed.expected.lock().holder_done(mark);
             if is_last {
                 self.tables.lines.lock().look_again(&table);
             }
+        }
+    }
+
+    /// A session is over: what it waited for is not waited for any more.
+    pub(in crate::service) fn waiter_gone(&self, mark: HolderMark) {
+        for (table, claimed) in self.claims.bound() {
+            self.note_waiter(&table, &claimed, mark);
+        }
+    }
+
+    /// A call of a session stands in the line of a table that takes claims.
+    pub(in crate::service) fn waiter_back(&self, table: &TableRef, txn: &TxnRecord) {
+        let claims = self.claims.of(table);
+        let claimed = claims.as_ref().and_then(|claims| claims.get());
+        let session = txn.session.as_ref();
+        let id = session.and_then(|it| self.session_numbers.get(it.handle.number));
+        if let (Some(claimed), Some(id)) = (claimed, id) {
+            self.note_waiter(table, claimed, HolderMark::of(id));
+        }
+    }
+
+    fn note_waiter(&self, table: &TableRef, claimed: &ClaimedBind, mark: HolderMark) {
+        let is_last = claimed.expected.lock().waiter_back(mark);
+        if is_last {
+            self.tables.lines.lock().look_again(table);
         }
     }
 }
 
 /// The reason why a table that takes claims serves nobody else.
 fn waits_for_claims(table: &TableRef, claimed: &ClaimedBind, now: Time) -> Error {
-    let left = claimed.until.remaining(now);
+    let left = claimed.over_at(now).remaining(now);
     Error::new(
         ErrorKind::Reassigning,
         "the server was restarted, and the table waits for those who held something in it: try \

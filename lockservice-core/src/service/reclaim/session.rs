@@ -82,6 +82,7 @@ impl LockService {
     /// tables need not wait for it (P6). Does nothing for any other id.
     pub fn gave_up(&self, id: SessionId) {
         self.inner.holder_done(HolderMark::of(id));
+        self.inner.waiter_gone(HolderMark::of(id));
     }
 }
 

@@ -179,7 +179,9 @@ impl Session {
             killers.into_iter().for_each(|killer| killer.tell(end, &committing));
         });
         if self.record.claims_from.is_some() {
-            self.inner.holder_done(HolderMark::of(self.record.id));
+            let mark = HolderMark::of(self.record.id);
+            self.inner.holder_done(mark);
+            self.inner.waiter_gone(mark);
         }
         self.inner.session_numbers.remove(self.record.renewals.handle.number);
         self.inner.sessions.remove(&self.record.id);

@@ -140,6 +140,7 @@ impl ServiceInner {
         } else {
             deadline.min(requested.since + REQUEST_MAX)
         };
+        let txn = Arc::clone(requested.in_flight.record());
         let (response, handed) = oneshot::channel();
         let joined = {
             let mut lines = self.tables.lines.lock();
@@ -152,6 +153,9 @@ impl ServiceInner {
             lines.join(table, Waiter { requested, response }, most)?
         };
         let position = HeldPosition::new(self, table, joined.position);
+        if joined.takes_claims {
+            self.waiter_back(table, &txn);
+        }
         if let Some(deserted) = joined.new_line {
             let (inner, table) = (Arc::clone(self), table.clone());
             let binder = async move { inner.bind_for_line(&table, &deserted).await };
@@ -169,10 +173,10 @@ impl ServiceInner {
     }
 
     fn at_engine(&self, bound: TableHandle, requested: Requested, waited: bool) -> Handed {
-        let Requested { in_flight, ancestors, items, mode, wait, escalate, since, .. } = requested;
+        let Requested { in_flight, ancestors, items, mode, wait, escalate, came, .. } = requested;
         let (table, version) = (bound.bind().id, bound.bind().version);
         let request = LockRequest { table, version, items, mode, wait, escalate };
-        let call = self.engine.lock_for(in_flight.txn().at_engine(), request, &ancestors, since);
+        let call = self.engine.lock_for(in_flight.txn().at_engine(), request, &ancestors, came);
         Handed { call, bound, waited, in_flight }
     }
 

@@ -165,6 +165,11 @@ impl CallInFlight {
     pub(in crate::service) fn txn(&self) -> &TxnRecord {
         &self.0
     }
+
+    /// Its transaction, to be kept.
+    pub(in crate::service) const fn record(&self) -> &Arc<TxnRecord> {
+        &self.0
+    }
 }
 
 impl Drop for CallInFlight {

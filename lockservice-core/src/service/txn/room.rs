@@ -30,7 +30,10 @@ impl ServiceInner {
             return Ok(false);
         }
         // That was too much, perhaps: it counts what was held, and is exact only now and then.
-        at_engine.allow(charge.reserve(self.engine.bytes_of(at_engine) + more)?);
+        let reserved = charge.reserve(self.engine.bytes_of(at_engine) + more);
+        // Of one that was killed, and has been released, the reason is wanted.
+        let reserved = reserved.map_err(|e| txn.why_killed().cloned().unwrap_or(e));
+        at_engine.allow(reserved?);
         Ok(true)
     }
 

@@ -120,6 +120,7 @@ fn holders(bind: &crate::bind::Bind, count: u64) -> TableHolders {
         table: bind.id,
         from: bind.version,
         holders: (1..=count).map(|id| HolderMark::of(SessionId::new(id))).collect(),
+        waiters: vec![HolderMark::of(SessionId::new(77))],
         others: false,
     }
 }
@@ -151,5 +152,6 @@ pub(super) async fn a_stop_for_a_restart_says_who_holds_what(fixture: &dyn Alloc
     assert_eq!(a2.left, [claim(&t, held.version)]);
     let claimed = allocator.claim_table(a2.service, &a2.left[0]).await.expect("it waits");
     assert_eq!(claimed.holders.as_deref(), Some(&list[0].holders[..]));
+    assert_eq!(claimed.waiters, list[0].waiters);
     assert!(claimed.wait > Duration::ZERO);
 }

@@ -144,6 +144,8 @@ pub(in crate::service) struct Joined {
     pub(in crate::service) position: LinePosition,
     /// Set for the first call: the caller starts a binder, which learns here that no call is left.
     pub(in crate::service) new_line: Option<Arc<Notify>>,
+    /// The table takes claims (P6).
+    pub(in crate::service) takes_claims: bool,
 }
 
 impl Lines {
@@ -180,7 +182,8 @@ impl Lines {
             self.deserted -= 1;
             line.deserted.notify_one();
         }
-        Ok(Joined { position, new_line: is_new.then(|| Arc::clone(&line.deserted)) })
+        let new_line = is_new.then(|| Arc::clone(&line.deserted));
+        Ok(Joined { position, new_line, takes_claims: line.takes_claims })
     }
 
     /// Opens a line for a table that is neither owned nor has one: the caller sees to its

@@ -73,7 +73,7 @@ impl Lines {
                 },
                 held_item: LockItem::Range(KeyRange::whole_table()),
                 granted: owner.is_some(),
-                since: waiter.requested.since,
+                since: waiter.requested.came,
             };
             slice.calls.push(Standing { info, node: owner.map(|owner| owner.node.clone()) });
         }
