@@ -232,7 +232,9 @@ impl Queues {
     ) {
         let queue = |from| move |(key, waiters)| Queue { key, waiters, from, to: None };
         if !end.keeps_queues() {
-            self.all.iter_mut().for_each(|queue| drop(queue.to.get_or_insert(from)));
+            for queue in &mut self.all {
+                queue.to.get_or_insert(from);
+            }
         }
         if end.keeps_queues() {
             self.all.extend(before.into_iter().map(queue(from)));

@@ -53,9 +53,10 @@ impl Holder {
         }
         block_on(session.close());
         match claimed {
-            Ok(()) => true,
+            Ok(_) => true,
             Err(e) => {
-                assert_eq!(e.kind(), ErrorKind::ClaimRefused, "{e:?}");
+                let kinds = [ErrorKind::ClaimRefused, ErrorKind::SessionLost];
+                assert!(kinds.contains(&e.kind()), "{e:?}");
                 false
             }
         }
@@ -128,8 +129,10 @@ fn a_claim_beside_the_end_of_the_wait_is_held_or_refused() {
             let world = world.clone();
             thread::spawn(move || world.the_lease_runs_out())
         };
-        together([holder(&world, a), holder(&world, b), newcomer(&world, "a", Exclusive)]);
+        together([holder(&world, a), holder(&world, b)]);
         time.join().expect("no panic");
+        // The next ones come an hour later: so long may a call wait.
+        together([newcomer(&world, "a", Exclusive), newcomer(&world, "*", Exclusive)]);
         world.ends_clean();
     });
 }
@@ -152,7 +155,11 @@ fn a_claim_beside_another_and_beside_the_lapse_of_its_session_leaves_nothing_beh
         };
         together(claims);
         time.join().expect("no panic");
-        world.advance(TTL.mul_f64(1.2));
+        // A timer that was set after the clock was read counts from there.
+        while world.service.session(a.id).is_ok() {
+            world.advance(TTL.mul_f64(1.2));
+            thread::yield_now();
+        }
         newcomer(&world, "a", Exclusive)();
         world.ends_clean();
     });

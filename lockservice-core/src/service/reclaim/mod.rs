@@ -58,6 +58,9 @@ const DONE_MAX: usize = 100_000;
 /// second.
 const WAITERS_MAX: Duration = Duration::from_millis(500);
 
+/// The shortest pause between two looks at whether the claims of a table are over.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 /// The tables that take claims. See the module.
 #[derive(Debug, Default)]
 pub(in crate::service) struct Claims {
@@ -175,13 +178,22 @@ impl ServiceInner {
         }
         let claims = self.claims.of_or_new(table);
         let claim = TableClaim { table: table.clone(), version };
-        let claimed = match claims.get_or_try_init(|| self.bind_for_claims(&claim)).await {
+        let mut is_new = false;
+        let bind = async || {
+            let claimed = self.bind_for_claims(&claim).await?;
+            is_new = true;
+            Ok(claimed)
+        };
+        let claimed = match claims.get_or_try_init(bind).await {
             Ok(claimed) => Arc::clone(claimed),
             Err(e) => {
                 self.claims.forget_unmade(table, claims);
                 return Err(e);
             }
         };
+        if is_new {
+            self.note_those_done(table, &claimed);
+        }
         // The present version: the claim was made before.
         if version < claimed.from || version > claimed.bound.bind().version {
             return Err(refused(
@@ -242,7 +254,11 @@ impl ServiceInner {
             let (inner, table) = (Arc::clone(self), table.clone());
             self.spawn(async move { inner.bind_for_line(&table, &deserted).await });
         }
-        // Those who had claimed before the table was bound.
+    }
+
+    /// Takes into account which sessions had claimed before `claimed` could be found among the
+    /// tables that take claims: from here on each of them looks there.
+    fn note_those_done(&self, table: &TableRef, claimed: &ClaimedBind) {
         let done = self.claims.done.lock().clone();
         if let Some(holders) = &mut claimed.expected.lock().holders {
             holders.retain(|mark| !done.contains(mark));
@@ -314,7 +330,8 @@ impl ServiceInner {
 
 /// The reason why a table that takes claims serves nobody else.
 fn waits_for_claims(table: &TableRef, claimed: &ClaimedBind, now: Time) -> Error {
-    let left = claimed.over_at(now).remaining(now);
+    // It may be over, with a claim still under way: that wakes the binder when it is decided.
+    let left = claimed.over_at(now).remaining(now).max(LOOK_AGAIN);
     Error::new(
         ErrorKind::Reassigning,
         "the server was restarted, and the table waits for those who held something in it: try \

@@ -66,16 +66,25 @@ impl LockService {
         if from >= self.id() || from == ServiceId::default() || id == SessionId::default() {
             return Err(crate::service::session::unknown());
         }
-        if let Some(record) = self.inner.sessions.get(&id) {
+        let known = |opened_by: &OpenedBy| {
+            let record = self.inner.sessions.get(&id)?;
             let same = record.claims_from == Some(from)
                 && record.renewals.opened_by.identity == opened_by.identity;
-            return if same {
+            Some(if same {
                 Ok(Session { record, inner: Arc::clone(&self.inner) })
             } else {
                 Err(crate::service::session::unknown())
-            };
+            })
+        };
+        if let Some(session) = known(&opened_by) {
+            return session;
         }
-        self.open_session_as((id, Some(from)), quota, ttl, client, opened_by)
+        let opened = self.open_session_as((id, Some(from)), quota, ttl, client, opened_by.clone());
+        match opened {
+            // Another stream of the client was faster.
+            Err(e) if e.kind() == ErrorKind::SessionLost => known(&opened_by).unwrap_or(Err(e)),
+            opened => opened,
+        }
     }
 
     /// A session of an earlier incarnation is over, and the work under its locks has stopped: its
@@ -107,7 +116,10 @@ impl Session {
         let txn = self.begin_claimed(&claim)?;
         let mut versions = Vec::with_capacity(claim.locks.len());
         for locks in claim.locks {
+            let table = locks.table.clone();
             let claimed = self.inner.claim_locks(&txn, locks).await;
+            // The binder may have found the table taken by this claim.
+            self.inner.tables.lines.lock().look_again(&table);
             if let Err(why) = claimed.map(|version| versions.push(version)) {
                 tracing::warn!(
                     client = %self.record.renewals.client,
@@ -115,7 +127,8 @@ impl Session {
                     "a claim is refused: {why}"
                 );
                 self.refuse_claim(number, &txn);
-                return Err(why);
+                let is_open = self.record.state.lock().stage == Stage::Open;
+                return Err(if is_open { why } else { self.why_lost() });
             }
         }
         let now = self.inner.parts.env.now();
@@ -240,7 +253,11 @@ impl ServiceInner {
             let outcome = self.engine.claim(txn.at_engine(), request, token, now).await;
             let error = match outcome {
                 Ok(grant) => {
-                    txn.check_active()?;
+                    // Its session may have ended meanwhile, and would not find this any more.
+                    if let Err(over) = txn.check_active() {
+                        self.roll_back(txn, &grant);
+                        return Err(over);
+                    }
                     self.note_limited(txn, &grant.bind, || now);
                     return Ok(grant.bind.version);
                 }

@@ -119,7 +119,9 @@ impl LockService {
             waits: Waits::default(),
             span: tracing::debug_span!("session", client),
         });
-        inner.sessions.insert(id, Arc::clone(&record))?;
+        if !inner.sessions.insert(id, Arc::clone(&record))? {
+            return Err(unknown());
+        }
         inner.metrics().sessions_opened.add(1);
         inner.session_numbers.insert(handle.number, id);
         let session = Session { record, inner: Arc::clone(inner) };

@@ -68,12 +68,20 @@ impl<K: Hash + Eq + Copy, V: Clone> Registry<K, V> {
         Self { count: Count::new(what, most), entries: GuardedMap::new() }
     }
 
-    /// Fails with `ResourceExhausted` at the bound.
-    pub(crate) fn insert(&self, key: K, value: V) -> Result<()> {
+    /// Returns false, and changes nothing, if there is an entry for the key. Fails with
+    /// `ResourceExhausted` at the bound.
+    pub(crate) fn insert(&self, key: K, value: V) -> Result<bool> {
         self.count.enter()?;
-        // An id is inserted once.
-        self.entries.upsert(key, || value, |_| ());
-        Ok(())
+        let mut is_new = false;
+        let first = || {
+            is_new = true;
+            value
+        };
+        self.entries.upsert(key, first, |_| ());
+        if !is_new {
+            self.count.leave();
+        }
+        Ok(is_new)
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<V> {
