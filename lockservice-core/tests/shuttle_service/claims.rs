@@ -2,7 +2,7 @@
 
 use lockservice_core::LockMode::Exclusive;
 use lockservice_core::service::{ClaimedLocks, LockSpec, Operation, Session, TxnClaim};
-use lockservice_core::{ErrorKind, LockMode, Sequence, ServiceId, SessionId, TxnNumber};
+use lockservice_core::{LockMode, Sequence, ServiceId, SessionId, TxnNumber};
 use shuttle::future::block_on;
 use shuttle::thread;
 
@@ -52,14 +52,7 @@ impl Holder {
             world.work(self.item, Exclusive);
         }
         block_on(session.close());
-        match claimed {
-            Ok(_) => true,
-            Err(e) => {
-                let kinds = [ErrorKind::ClaimRefused, ErrorKind::SessionLost];
-                assert!(kinds.contains(&e.kind()), "{e:?}");
-                false
-            }
-        }
+        claimed.is_ok()
     }
 }
 
@@ -114,25 +107,6 @@ fn a_holder_that_closes_or_comes_back_without_its_locks_is_waited_for_no_longer(
                 Box::new(move || drop(newcomer()))
             },
         ]);
-        world.ends_clean();
-    });
-}
-
-/// The wait ends while claims are made: each counts as a whole, or not at all.
-#[test]
-fn a_claim_beside_the_end_of_the_wait_is_held_or_refused() {
-    check(|world| {
-        let world = world.bound();
-        let [a, b] = ["a", "b"].map(|item| Holder::of(&world, item));
-        let world = world.crashes();
-        let time = {
-            let world = world.clone();
-            thread::spawn(move || world.the_lease_runs_out())
-        };
-        together([holder(&world, a), holder(&world, b)]);
-        time.join().expect("no panic");
-        // The next ones come an hour later: so long may a call wait.
-        together([newcomer(&world, "a", Exclusive), newcomer(&world, "*", Exclusive)]);
         world.ends_clean();
     });
 }

@@ -78,28 +78,15 @@ impl World {
         let stopped = block_on(self.service.stop_for_restart(TTL));
         assert!(stopped.resigned, "{stopped:?}");
         block_on(self.allocator.shutdown(stopped.confirmed, TTL)).expect("the store responds");
-        self.crashes()
+        self.starts_again()
     }
 
-    /// The next process, after a crash.
-    pub(crate) fn crashes(self) -> Self {
+    /// The next process, on the same store.
+    fn starts_again(self) -> Self {
         let Self { service, allocator, clock, env, store, rows } = self;
         drop((service, allocator));
         let (service, allocator) = block_on(start(&store, &env));
         Self { service, allocator, clock, env, store, rows }
-    }
-
-    /// Everything that was promised before a restart has run out, and the service was renewed
-    /// meanwhile.
-    pub(crate) fn the_lease_runs_out(&self) {
-        for _ in 0..5 {
-            self.advance(LEASE / 4);
-            while self.service.gauges().lease_left < LEASE.mul_f64(0.6) {
-                // A timer that was set after the clock was read counts from there.
-                self.advance(Duration::from_millis(1));
-                thread::yield_now();
-            }
-        }
     }
 
     /// Has the table bound, so that no call of the model stands in its line.
