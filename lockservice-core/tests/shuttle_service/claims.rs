@@ -104,7 +104,7 @@ fn a_holder_that_closes_or_comes_back_without_its_locks_is_waited_for_no_longer(
             }),
             {
                 let newcomer = newcomer(&world, "*", Exclusive);
-                Box::new(move || drop(newcomer()))
+                Box::new(move || assert!(newcomer()))
             },
         ]);
         world.ends_clean();
