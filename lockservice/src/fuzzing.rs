@@ -48,7 +48,7 @@ fn message(input: &[u8]) {
 }
 
 /// The messages that become values of the core, by the way there and back.
-const MESSAGES: [fn(Bytes); 24] = [
+const MESSAGES: [fn(Bytes); 27] = [
     |m| round(m, |m| Ok(convert::error_from_proto(m)), convert::error_to_proto),
     |m| round(m, |m| Ok(convert::report_from_proto(m)), convert::report_to_proto),
     |m| round(m, convert::registration_from_proto, convert::registration_to_proto),
@@ -88,6 +88,17 @@ const MESSAGES: [fn(Bytes); 24] = [
         };
         let Ok(part) = codec::decode(m) else { return };
         let _: Result<_> = status(part);
+    },
+    |m| {
+        let resigns = |(service, nonce, held): &(_, _, Vec<_>)| {
+            convert::resignation_to_proto(*service, *nonce, held)
+        };
+        round(m, convert::resignation_from_proto, resigns);
+    },
+    |m| round(m, convert::claimed_from_proto, convert::claimed_to_proto),
+    |m| {
+        let claim = |m: proto::ClaimOp| convert::claim_from_proto(&m, ITEMS_MAX);
+        let _: Result<_> = codec::decode(m).and_then(claim);
     },
 ];
 

@@ -7,6 +7,8 @@
 //! A call fails with `Unavailable` if the other node cannot be reached or does not respond in time.
 //! It may have been carried out all the same, and every call may be repeated.
 
+mod patience;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,29 +34,12 @@ use crate::proto::allocator_client::AllocatorClient;
 use crate::proto::peer_client::PeerClient;
 use crate::trace;
 
+pub use self::patience::Patience;
+
 /// The largest number of transactions in one message.
 const TXNS_MAX: usize = 10_000;
 /// The largest response, in bytes. A part of a status is far below.
 const RESPONSE_BYTES_MAX: usize = 16 << 20;
-
-/// The times to wait for another node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Patience {
-    /// The time for a connection, and for the response to a call on which a promise rests or whose
-    /// caller tries again.
-    pub call: Duration,
-    /// The time for the response to a start, which waits for the store, or to a resignation, which
-    /// waits for commits in flight (C2).
-    pub change: Duration,
-}
-
-impl Patience {
-    /// The times for a lease of raw length `lease_ttl`: a third of it, so that a renewal can be
-    /// sent again in time, and the whole.
-    pub fn for_lease(lease_ttl: Duration) -> Self {
-        Self { call: lease_ttl / 3, change: lease_ttl }
-    }
-}
 
 /// The allocators of other nodes, over gRPC: one channel for each address, a bounded number of
 /// them.
@@ -247,22 +232,14 @@ impl LockTableAllocator for RemoteAllocator {
         nonce: Nonce,
         held: &[TableHolders],
     ) -> Result<Progress> {
-        let request = proto::ResignRequest {
-            incarnation: Some(convert::incarnation_to_proto(service, nonce)),
-            held: held.iter().map(convert::holders_to_proto).collect(),
-        };
+        let request = convert::resignation_to_proto(service, nonce, held);
         self.call(self.patience.change, self.peer().resign(self.request(request)))
             .await
             .map(|done| convert::progress_from_proto(done.at))
     }
 
     async fn claim_table(&self, service: ServiceId, claim: &TableClaim) -> Result<ClaimedTable> {
-        let request = proto::ClaimTableRequest {
-            service: service.get(),
-            group: claim.table.group.to_string(),
-            table: claim.table.name.to_string(),
-            version: claim.version.get(),
-        };
+        let request = convert::table_claim_to_proto(service, claim);
         self.call(self.patience.call, self.peer().claim(self.request(request)))
             .await
             .and_then(convert::claimed_from_proto)

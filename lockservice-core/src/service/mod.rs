@@ -16,6 +16,7 @@
 //! |---|---|
 //! | `mod.rs` | [`LockService`]: started, listed, stopped |
 //! | `inner.rs` | the parts of a service, and its effects: time, tasks, the high-water mark |
+//! | `stop.rs` | a stop for good |
 //! | `phase.rs` | serving, stopping, resigning, sealed |
 //! | `messages.rs`, `settings.rs` | requests and responses; limits and defaults |
 //! | `lease/` | the lease as a pure value, and its renewal |
@@ -75,6 +76,7 @@ mod reclaim;
 mod session;
 mod settings;
 mod stats;
+mod stop;
 mod tables;
 mod txn;
 mod worst;
@@ -340,56 +342,6 @@ impl LockService {
             Ok(Phase::Sealed(why)) => why.clone(),
             _ => shutting_down(),
         }
-    }
-
-    /// Stops: ends every wait with `ShuttingDown`, notifies the sessions, waits up to `grace` for
-    /// them to close, and resigns the lease if nothing is in use any more (P5), so that the next
-    /// start need not wait for it.
-    ///
-    /// If it was not to resign, or the allocator could not be reached, the tables wait out the
-    /// lease at the next start. The result says so, and the log says why.
-    ///
-    /// # Cancel safety
-    /// Dropped halfway it leaves the service stopping; call it again.
-    pub async fn shutdown(&self, grace: Duration) -> Stopped {
-        let inner = &self.inner;
-        inner.phase.send_if_modified(|phase| {
-            let first = matches!(phase, Phase::Serving);
-            if first {
-                *phase = Phase::Stopping { grace };
-            }
-            first
-        });
-        inner.close();
-        inner.engine.seal(shutting_down);
-        let deadline = inner.parts.env.now() + grace;
-        let gone = inner.until(deadline, inner.everybody_gone()).await.is_some();
-        let resigned = if gone && inner.begin_to_resign() {
-            // Once the lease must have run out there is nothing left to resign, however long the
-            // allocator takes.
-            let lapsed_at = inner.lease.lock().lapsed_at();
-            match inner.until(lapsed_at, inner.parts.allocator.resign(inner.id, inner.nonce)).await
-            {
-                Some(Ok(_)) => true,
-                Some(Err(e)) => {
-                    tracing::warn!(error = ?e, "could not resign the lease: the next start waits \
-                        for it");
-                    false
-                }
-                None => {
-                    tracing::warn!(
-                        "the allocator did not respond to the resignation while the lease lasted"
-                    );
-                    false
-                }
-            }
-        } else {
-            false
-        };
-        inner.seal(shutting_down());
-        // A sealed service is not waited for, even if sessions are still open.
-        let confirmed = gone && inner.sessions.is_empty() && inner.txns.is_zero();
-        Stopped { confirmed, resigned, held: 0 }
     }
 }
 

@@ -225,6 +225,8 @@
 //! See [`LockCall`].
 
 mod call;
+#[cfg(not(loom))]
+mod claim;
 mod counts;
 mod deadlock;
 mod engine;

@@ -4,13 +4,14 @@ use lockservice_core::allocator::{ClaimedTable, TableClaim};
 use lockservice_core::service::{ClaimedLocks, TxnClaim};
 use lockservice_core::store::TableHolders;
 use lockservice_core::{
-    BindVersion, FencingToken, HolderMark, Result, Sequence, TableId, TableRef, TxnNumber,
+    BindVersion, FencingToken, HolderMark, Nonce, Result, Sequence, ServiceId, TableId, TableRef,
+    TxnNumber,
 };
 
 use super::allocator::invalid;
 use super::{
-    bound_from_proto, bound_to_proto, items_from_proto, millis_up, mode_from_proto,
-    table_from_proto, txn_from_proto,
+    bound_from_proto, bound_to_proto, incarnation_from_proto, incarnation_to_proto,
+    items_from_proto, millis_up, mode_from_proto, table_from_proto, txn_from_proto,
 };
 use crate::proto;
 
@@ -44,8 +45,52 @@ pub fn claim_from_proto(claim: &proto::ClaimOp, most: usize) -> Result<TxnClaim>
     })
 }
 
-/// A table that is left held, as a message.
-pub fn holders_to_proto(held: &TableHolders) -> proto::TableHolders {
+/// A resignation that leaves tables held, or none, as a message.
+pub fn resignation_to_proto(
+    service: ServiceId,
+    nonce: Nonce,
+    held: &[TableHolders],
+) -> proto::ResignRequest {
+    proto::ResignRequest {
+        incarnation: Some(incarnation_to_proto(service, nonce)),
+        held: held.iter().map(holders_to_proto).collect(),
+    }
+}
+
+/// The resignation in a message.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
+pub fn resignation_from_proto(
+    request: proto::ResignRequest,
+) -> Result<(ServiceId, Nonce, Vec<TableHolders>)> {
+    let (service, nonce) = incarnation_from_proto(request.incarnation)?;
+    Ok((service, nonce, request.held.into_iter().map(holders_from_proto).collect()))
+}
+
+/// The request to bind a table for claims, as a message.
+pub fn table_claim_to_proto(service: ServiceId, claim: &TableClaim) -> proto::ClaimTableRequest {
+    proto::ClaimTableRequest {
+        service: service.get(),
+        group: claim.table.group.to_string(),
+        table: claim.table.name.to_string(),
+        version: claim.version.get(),
+    }
+}
+
+/// The request to bind a table for claims, in a message.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
+pub fn table_claim_from_proto(
+    request: &proto::ClaimTableRequest,
+) -> Result<(ServiceId, TableClaim)> {
+    let table = TableRef::new(&request.group, &request.table)?;
+    let version = BindVersion::new(request.version);
+    Ok((ServiceId::new(request.service), TableClaim { table, version }))
+}
+
+fn holders_to_proto(held: &TableHolders) -> proto::TableHolders {
     proto::TableHolders {
         table_id: held.table.get(),
         holders: held.holders.iter().map(|mark| mark.get()).collect(),
@@ -55,8 +100,7 @@ pub fn holders_to_proto(held: &TableHolders) -> proto::TableHolders {
     }
 }
 
-/// The table that is left held, in a message.
-pub fn holders_from_proto(held: proto::TableHolders) -> TableHolders {
+fn holders_from_proto(held: proto::TableHolders) -> TableHolders {
     TableHolders {
         table: TableId::new(held.table_id),
         from: BindVersion::new(held.from),

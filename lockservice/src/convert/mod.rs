@@ -44,8 +44,8 @@ pub use self::allocator::{
     started_to_proto, tokens_from_proto, tokens_to_proto,
 };
 pub use self::claim::{
-    claim_from_proto, claimed_from_proto, claimed_to_proto, holders_from_proto, holders_to_proto,
-    left_from_proto, left_to_proto,
+    claim_from_proto, claimed_from_proto, claimed_to_proto, left_from_proto, left_to_proto,
+    resignation_from_proto, resignation_to_proto, table_claim_from_proto, table_claim_to_proto,
 };
 #[cfg(feature = "server")]
 pub(crate) use self::cluster_mark::{CLUSTER, cluster_from_metadata, cluster_to_metadata};

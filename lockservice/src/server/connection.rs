@@ -5,10 +5,12 @@
 //! no others. A client that never reads is cut after a while, and its session lapses by its TTL
 //! unless it comes back.
 
+mod renewals;
+
 use futures::FutureExt as _;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
-use lockservice_core::service::{Attachment, Operation, Promise, Session, TxnOp};
-use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
+use lockservice_core::service::{Attachment, Operation, Session, TxnOp};
+use lockservice_core::{Error, ErrorKind, Result};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -285,17 +287,8 @@ impl Stream {
                     self.large(id, quiet, op);
                 }
                 Ok((id, _, Requested::Heartbeat(heartbeat))) => self.heartbeat(id, heartbeat),
-                Ok((id, _, Requested::Claim(claim))) => match self.session.claim(claim).await {
-                    Ok(versions) => {
-                        let versions = versions.iter().map(|version| version.get()).collect();
-                        self.responses.push(id, Wire::Claimed(proto::Claimed { versions }));
-                    }
-                    Err(e) => self.responses.push_error(id, &e),
-                },
-                Ok((id, _, Requested::ClaimsDone(last))) => {
-                    let promise = self.session.claims_done(last);
-                    self.promise(id, promise);
-                }
+                Ok((id, _, Requested::Claim(claim))) => self.claim(id, claim).await,
+                Ok((id, _, Requested::ClaimsDone(last))) => self.claims_done(id, last),
                 Ok((id, _, Requested::Refused(e))) => self.responses.push_error(id, &e),
                 // Nothing after it can be understood.
                 Err(e) => {
@@ -313,27 +306,6 @@ impl Stream {
         let held = session.hold_frame(bytes_of(&op));
         match self.reader.operation(op, held.as_ref().err()) {
             Ok((txn, operation)) => self.submit(id, quiet, txn, operation),
-            Err(e) => self.responses.push_error(id, &e),
-        }
-    }
-
-    fn heartbeat(&mut self, id: u64, heartbeat: proto::Heartbeat) {
-        for acked in heartbeat.acked {
-            self.session.ack(TxnNumber::new(acked.txn), Sequence::new(acked.sequence));
-        }
-        for lost in heartbeat.lost {
-            self.session.acknowledge_loss(TxnNumber::new(lost));
-        }
-        let promise = self.session.renew();
-        self.promise(id, promise);
-    }
-
-    fn promise(&mut self, id: u64, promise: Result<Promise>) {
-        match promise {
-            Ok(promise) => {
-                let valid_for_ms = convert::millis_down(promise.valid_for);
-                self.responses.push(id, Wire::Promise(proto::Promise { valid_for_ms }));
-            }
             Err(e) => self.responses.push_error(id, &e),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lockservice_core::allocator::{LockTableAllocator, TableClaim, TxnRange};
+use lockservice_core::allocator::{LockTableAllocator, TxnRange};
 use lockservice_core::{BindVersion, ServiceId, TableId, TxnNumber};
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
@@ -68,8 +68,7 @@ impl proto::peer_server::Peer for PeerApi {
         request: Request<proto::ResignRequest>,
     ) -> Result<Response<proto::Acknowledged>, Status> {
         let call = async |request: proto::ResignRequest| {
-            let (service, nonce) = convert::incarnation_from_proto(request.incarnation)?;
-            let held: Vec<_> = request.held.into_iter().map(convert::holders_from_proto).collect();
+            let (service, nonce, held) = convert::resignation_from_proto(request)?;
             // One that leaves nothing held resigns whole.
             let resigned = if held.is_empty() {
                 self.allocator.resign(service, nonce).await
@@ -86,11 +85,7 @@ impl proto::peer_server::Peer for PeerApi {
         request: Request<proto::ClaimTableRequest>,
     ) -> Result<Response<proto::ClaimTableResponse>, Status> {
         let call = async |request: proto::ClaimTableRequest| {
-            let claim = TableClaim {
-                table: convert::table_from_proto(&request.group, &request.table)?,
-                version: BindVersion::new(request.version),
-            };
-            let service = ServiceId::new(request.service);
+            let (service, claim) = convert::table_claim_from_proto(&request)?;
             let claimed = self.allocator.claim_table(service, &claim).await?;
             Ok(convert::claimed_to_proto(&claimed))
         };

@@ -18,6 +18,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the lines: joined, left, refused, deserted, handed over |
+//! | `claims.rs` | the lines of tables that take claims |
 //! | `refusal.rs` | the obstacle to a table's bind, and its errors |
 //! | `standing.rs` | the calls in the lines, for operators |
 //!
@@ -25,8 +26,11 @@
 //! - A table is owned or has a line, not both; a line has a binder, or one who forgets its table.
 //! - A call leaves its line exactly once: it is handed over, refused, or gives up.
 
+mod claims;
 mod refusal;
 mod standing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -284,36 +288,6 @@ impl Lines {
         }
     }
 
-    /// From here on a table takes claims under `bound`: its line stays until they are over. Returns
-    /// what is [returned](Joined::new_line) to the first call of a line, if the table has none.
-    pub(in crate::service) fn begin_claims(
-        &mut self,
-        table: &TableRef,
-        bound: &TableHandle,
-    ) -> Option<Arc<Notify>> {
-        let is_new = !self.lines.contains_key(table);
-        let line = self.lines.entry(table.clone()).or_default();
-        (line.bound, line.takes_claims) = (Some(bound.clone()), true);
-        if std::mem::take(&mut line.is_deserted) {
-            self.deserted -= 1;
-        }
-        is_new.then(|| Arc::clone(&line.deserted))
-    }
-
-    /// The claims of a table are over: its binder hands it over to the calls of the line.
-    pub(in crate::service) fn end_claims(&mut self, table: &TableRef) {
-        if let Some(line) = self.lines.get_mut(table) {
-            line.takes_claims = false;
-        }
-    }
-
-    /// Wakes the binder of a table, whose claims may be over.
-    pub(in crate::service) fn look_again(&self, table: &TableRef) {
-        if let Some(line) = self.lines.get(table) {
-            line.deserted.notify_one();
-        }
-    }
-
     /// The bind under which the calls of a line are being made.
     pub(in crate::service) fn handed(&self, table: &TableRef) -> Option<TableHandle> {
         self.lines.get(table)?.bound.clone()
@@ -360,82 +334,5 @@ impl Lines {
         let line = self.lines.remove(table)?;
         self.deserted -= usize::from(line.is_deserted);
         Some(line)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bind::Bind;
-    use crate::id::TxnNumber;
-    use crate::key::Key;
-    use crate::table::{EngineSettings, LockEngine};
-
-    fn table(number: usize) -> TableRef {
-        TableRef::new("g", format!("t{number}")).expect("names")
-    }
-
-    fn join(lines: &mut Lines, number: usize) -> Joined {
-        let requested = Requested {
-            in_flight: CallInFlight::new(Arc::new(crate::service::txn::TxnRecord::new(
-                TxnId::new(ServiceId::new(1), TxnNumber::new(1), false),
-                "".into(),
-                None,
-            ))),
-            ancestors: Vec::new(),
-            items: vec![LockItem::Row(Key::new("k").expect("a key"))],
-            mode: LockMode::Exclusive,
-            wait: WaitPolicy::Wait,
-            escalate: false,
-            since: Time::ZERO,
-            came: Time::ZERO,
-        };
-        let waiter = Waiter { requested, response: oneshot::channel().0 };
-        lines.join(&table(number), waiter, usize::MAX).expect("room")
-    }
-
-    fn desert(lines: &mut Lines, number: usize) -> Desertion {
-        let joined = join(lines, number);
-        assert_eq!(lines.desert(&table(number)), Desertion::Occupied);
-        lines.leave(&table(number), joined.position, Time::ZERO).expect("it stands there");
-        lines.desert(&table(number))
-    }
-
-    #[test]
-    fn while_the_calls_of_a_line_are_made_its_bind_is_known() {
-        let tables = crate::service::tables::Tables::default();
-        join(&mut tables.lines.lock(), 1);
-        assert!(tables.served(&table(1)).is_none(), "it is not bound yet");
-        let bind = Bind {
-            table: table(1),
-            id: crate::id::TableId::new(1),
-            partition: 0,
-            owner: ServiceId::new(1),
-            version: crate::id::BindVersion::new(1),
-            slot: crate::bind::BindSlot::NONE,
-        };
-        let engine = LockEngine::new(EngineSettings::default());
-        let bound = engine.install(bind, None, None).expect("the first version");
-        tables.lines.lock().hand(&table(1), &bound);
-        // Its call may have been granted by now, and its caller may let the lock go.
-        assert!(tables.lines.lock().next(&table(1)).is_some());
-        assert!(tables.owned(&table(1)).is_none() && tables.served(&table(1)).is_some());
-    }
-
-    #[test]
-    fn deserted_lines_are_bounded_and_counted_until_they_end_or_somebody_comes() {
-        let mut lines = Lines::default();
-        for number in 0..DESERTED_MAX {
-            assert_eq!(desert(&mut lines, number), Desertion::Deserted);
-            assert_eq!(lines.desert(&table(number)), Desertion::Deserted, "it is counted once");
-        }
-        assert_eq!(desert(&mut lines, DESERTED_MAX), Desertion::Ended);
-        assert_eq!(lines.standing_in(&table(DESERTED_MAX)), None);
-        assert!(join(&mut lines, 0).new_line.is_none(), "its binder lives");
-        assert!(lines.end_if_deserted(&table(1)));
-        for number in DESERTED_MAX..DESERTED_MAX + 2 {
-            assert_eq!(desert(&mut lines, number), Desertion::Deserted);
-        }
-        assert_eq!(desert(&mut lines, DESERTED_MAX + 2), Desertion::Ended);
     }
 }
