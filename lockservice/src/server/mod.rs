@@ -80,8 +80,8 @@ pub(crate) use self::slot::Slot;
 #[cfg(feature = "tls")]
 pub use crate::tls::{ServerTls, TlsSettings};
 
-/// Serves a node that stands until `stop` resolves, then stops in the way that it says and closes the
-/// connections: see [`Server::run`].
+/// Serves a node that stands until `stop` resolves, then stops in the way that it says and closes
+/// the connections: see [`Server::run`].
 ///
 /// If several nodes share a store, use [`Server`] and [`PeerServer`] instead.
 ///

@@ -96,10 +96,11 @@ impl LockService {
 }
 
 impl Session {
-    /// Claims what a transaction held before the restart (P6): all of it, or nothing. Returns for
-    /// each of [`TxnClaim::locks`] the version of the bind under which it is held from now on, which
-    /// the next claim of it names. A repetition
-    /// succeeds, also after the [last claim](Self::claims_done). A large transaction may be claimed in several calls; the first that fails ends it.
+    /// Claims what a transaction held before the restart (P6): all of it, or nothing. Returns the
+    /// version of the bind under which each of [`TxnClaim::locks`] is held from now on, which the
+    /// next claim of it names. A repetition succeeds, also after the
+    /// [last claim](Self::claims_done). A large transaction may be claimed in several calls; the
+    /// first that fails ends it.
     ///
     /// # Errors
     /// - `ClaimRefused`: what was held is lost. The client stops the work under it.

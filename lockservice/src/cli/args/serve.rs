@@ -154,8 +154,8 @@ pub(crate) struct ServeArgs {
     /// [default: 10s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) session_ttl: Option<Duration>,
-    /// Stop for good: tell the sessions to stop their work, and wait for them [default: what is held
-    /// stays held over a restart].
+    /// Stop for good: tell the sessions to stop their work, and wait for them [default: what is
+    /// held stays held over a restart].
     #[arg(long)]
     pub(crate) drain_stop: bool,
     /// How long a table is kept in which nothing is locked, for example 12h; 0 for ever [default:

@@ -16,8 +16,8 @@ use crate::{frame, proto};
 /// The most that a message costs beyond its texts, rows and ranges.
 const MESSAGE_BYTES: usize = 64;
 
-/// Divides what a transaction holds into claims of at most `bytes_max`, with the tables and versions
-/// that each names. One that holds nothing has one claim, so that it can go on.
+/// Divides what a transaction holds into claims of at most `bytes_max`, with the tables and
+/// versions that each names. One that holds nothing has one claim, so that it can go on.
 pub(super) fn split(
     claim: proto::ClaimOp,
     holds: Holds,
