@@ -214,7 +214,9 @@ mod check {
         assert!(server.stop().await.success());
 
         // A holder gives up its session when it is told, so that nothing is left to be waited for.
-        let server = place.start().await;
+        let mut command = place.serve();
+        command.arg("--drain-stop");
+        let server = place.start_with(command).await;
         let mut holder = commands.stubborn("holder", "jobs", "k");
         let second = holder.start_token().await;
         assert!(first.token < Some(second));

@@ -206,7 +206,7 @@ async fn sessions_are_counted_with_what_was_left_at_each_renewal_and_how_they_en
     node.service.shutdown(SECOND).await;
     left_open.lost().await;
     let counts = node.counts();
-    let expected = [1, 1, 0, 1, 0];
+    let expected = [1, 1, 0, 1, 0, 0];
     assert_eq!(
         counts.sessions_ended,
         std::array::from_fn(|at| (SessionEnd::ALL[at], expected[at]))

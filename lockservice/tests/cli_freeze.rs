@@ -77,7 +77,7 @@ fn a_freeze_of_the_server_for_six_tenths_of_the_guard_loses_nothing() {
         rustix::process::test_kill_process(command).expect("the command runs");
         holder.signal(Signal::TERM);
         let (status, said) = holder.wait();
-        assert!(status.code() != Some(70) && !said.contains("lost"), "{status}: {said}");
+        assert!(status.code() != Some(70) && !said.contains("lock was lost"), "{status}: {said}");
     }
     assert_eq!(waiter.line(), "in", "it has kept its place");
     assert!(waiter.wait().0.success());

@@ -6,13 +6,13 @@ use lockservice_core::{BindVersion, ErrorKind, NodeName, Nonce, ServiceId};
 use super::cluster;
 use crate::cluster::{Node, TTL, table};
 
-/// The next process of a node, which proves that it follows `last`, of nonce 7.
-async fn next(node: &Node, last: ServiceId) -> Incarnation {
+/// The next process of a node, of this nonce, which proves that it follows `last`.
+async fn next(node: &Node, nonce: u64, last: (ServiceId, u64)) -> Incarnation {
     let request = Registration {
         node: NodeName::new(node.name).expect("a name"),
-        nonce: Nonce::new(7),
+        nonce: Nonce::new(nonce),
         address: node.name.to_owned(),
-        replaces: Some((last, Nonce::new(7))),
+        replaces: Some((last.0, Nonce::new(last.1))),
     };
     node.allocator.register(&request).await.expect("a leader responds")
 }
@@ -29,12 +29,13 @@ async fn claims_go_on_over_a_takeover_and_a_second_crash_after_it() {
     let first = node.begin().await;
     let held = node.allocator.bind(first.service, &table("t")).await.expect("free").bind;
 
-    let second = next(&node, first.service).await;
+    let second = next(&node, 8, (first.service, 7)).await;
     let claimed = node.allocator.claim_table(second.service, &claim(held.version)).await;
     let claimed = claimed.expect("it waits for its holders");
     cluster.kill(leader);
     node.leading().await;
-    node.keep(&second, claimed.bound.at).await.expect("it lives");
+    let kept = node.allocator.keepalive(second.service, Nonce::new(8), claimed.bound.at).await;
+    kept.expect("it lives");
     // The response may have been lost with the leader. The wait counts anew.
     let again = node.allocator.claim_table(second.service, &claim(held.version)).await;
     let again = again.expect("the new leader knows of it");
@@ -44,7 +45,7 @@ async fn claims_go_on_over_a_takeover_and_a_second_crash_after_it() {
     assert_eq!(early.kind(), ErrorKind::Reassigning);
 
     // It crashes: some holders had claimed at it, and some had not.
-    let third = next(&node, second.service).await;
+    let third = next(&node, 9, (second.service, 8)).await;
     for version in [held.version, claimed.bound.bind.version] {
         let taken = node.allocator.claim_table(third.service, &claim(version)).await;
         assert_eq!(taken.expect("it waits for both").claimable_from, held.version);
@@ -75,7 +76,7 @@ async fn what_a_stop_left_held_is_known_to_the_next_leader() {
     node.allocator.resign_held(first.service, Nonce::new(7), &left).await.expect("it lives");
     cluster.kill(leader);
     node.leading().await;
-    let second = next(&node, first.service).await;
+    let second = next(&node, 8, (first.service, 7)).await;
     assert_eq!(second.left, [claim(held.version)]);
     let claimed = node.allocator.claim_table(second.service, &second.left[0]).await;
     assert_eq!(claimed.expect("it waits").holders, Some(holders.holders));

@@ -88,7 +88,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ),
     (
         "allocator.constants.lease_ttl_ms",
-        "how long a silent node keeps its tables; the same on every node; 5000 in a cluster",
+        "how long a silent node keeps its tables, on every node; 5000 in a cluster",
     ),
     ("allocator.tables_max", "most lock tables"),
     (

@@ -168,7 +168,7 @@ impl Session {
         }
         if let Some(id) = claim.id {
             if id.validates() {
-                return Err(wrong("a transaction that validates is not claimed: end it (T4)"));
+                return Err(wrong("a transaction that validates is not claimed: end it"));
             }
             if id.origin > from {
                 return Err(wrong("the transaction was not begun before the restart"));
