@@ -220,6 +220,7 @@ impl Node {
             _ if !service.resigned => Ending::LeaseKept,
             Ok(left) if left.resigned && service.held > 0 => Ending::ForRestart(service.held),
             Ok(left) if left.resigned => Ending::Everything,
+            _ if how == Stop::Restart => Ending::AsAfterACrash,
             Ok(_) | Err(_) => Ending::LeadershipKept,
         })
     }
@@ -232,7 +233,7 @@ pub(crate) enum Ending {
     Everything,
     /// So many tables are left held, for a restart.
     ForRestart(usize),
-    /// It stopped for a restart, and could not say who holds what.
+    /// It stopped for a restart, and the next start cannot know that nobody else holds anything.
     AsAfterACrash,
     /// A client did not confirm that its work has ended.
     NotConfirmed,
@@ -255,9 +256,9 @@ impl Ending {
                 ));
             }
             Self::AsAfterACrash => {
-                "stopped for a restart: the locks stay held; a commit was in flight, or no \
-                    allocator took the lease back, so that the tables wait at the next start as \
-                    after a crash"
+                "stopped for a restart: what is held stays so, and the tables wait at the next \
+                 start as after a crash (a commit was in flight, the lease of a process that \
+                 crashed before has not run out, or no allocator took the lease back)"
             }
             Self::NotConfirmed => {
                 "stopped, but a client did not confirm in time that its work has ended: the next \
@@ -268,9 +269,9 @@ impl Ending {
                     reassigned when it has run out"
             }
             Self::LeadershipKept => {
-                "stopped, but the leadership could not be given up (a commit was in flight, or \
-                 the store did not respond): \
-                 the next leader waits until it has run out"
+                "stopped, but the leadership could not be given up (a commit was in flight, the \
+                 lease of a process that crashed before has not run out, or the store did not \
+                 respond): the next leader waits until it has run out"
             }
         })
     }
