@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::allocator::TableClaim;
 use crate::env::JoinSet;
+use crate::error::ErrorKind;
 use crate::id::{HolderMark, TableRef, TxnId};
 use crate::service::phase::restarting;
 use crate::service::tables::{RETRY_FIRST, RETRY_MOST};
@@ -190,7 +191,7 @@ impl ServiceInner {
         while self.check_serving().is_ok() {
             match self.claim_table(&claim.table, claim.version).await {
                 Ok(_) => return,
-                Err(e) if e.kind() == crate::error::ErrorKind::ClaimRefused => return,
+                Err(e) if e.kind() == ErrorKind::ClaimRefused => return,
                 Err(e) => {
                     tracing::debug!(table = %claim.table, error = ?e, "cannot bind a table for \
                         claims yet; trying again");

@@ -259,9 +259,14 @@ impl ServiceInner {
     /// Takes into account which sessions had claimed before `claimed` could be found among the
     /// tables that take claims: from here on each of them looks there.
     fn note_those_done(&self, table: &TableRef, claimed: &ClaimedBind) {
-        let done = self.claims.done.lock().clone();
+        // Each is locked alone. The holders of one table are few, those done over all are not.
+        let mut came = claimed.expected.lock().holders.clone().unwrap_or_default();
+        {
+            let done = self.claims.done.lock();
+            came.retain(|mark| done.contains(mark));
+        }
         if let Some(holders) = &mut claimed.expected.lock().holders {
-            holders.retain(|mark| !done.contains(mark));
+            holders.retain(|mark| !came.contains(mark));
         }
         self.tables.lines.lock().look_again(table);
     }
