@@ -15,6 +15,7 @@ use crate::allocator::leader::writer::{Command, Done};
 use crate::allocator::state::commits::{Tombstoned, TxnLife};
 use crate::allocator::state::leases::LeaseState;
 use crate::allocator::state::{AllocatorState, Service, not_reported, stopping};
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::store::Op;
@@ -67,7 +68,7 @@ impl LocalShared {
             outcome
         })?;
         match outcome {
-            Tombstoned::Full => self.fence_full(&origin).await,
+            Tombstoned::Full => self.fence_full(&origin, txn, now).await,
             Tombstoned::Committing => Ok(Verdict::Committing),
             Tombstoned::Durable | Tombstoned::Over => Ok(Verdict::Tombstoned),
             Tombstoned::ToWrite(_) => Ok(Verdict::Writing(landed)),
@@ -75,17 +76,20 @@ impl LocalShared {
         }
     }
 
-    /// Fences an origin that has no room for another tombstone.
-    async fn fence_full(&self, origin: &Arc<Service>) -> Result<Verdict> {
+    /// Fences an origin that has no room for the tombstone of `txn`.
+    async fn fence_full(&self, origin: &Arc<Service>, txn: TxnId, now: Time) -> Result<Verdict> {
         tracing::error!(
             service = %origin.id,
             "too many transactions of silent clients are kept from committing one by one: the \
                 incarnation is fenced, and its node starts a new one"
         );
         // Its binds are invalid from here on, and reassigned when its lease must have run out (B3).
-        origin.fence();
+        let outcome = origin.fence_for(txn, now)?;
         self.store_end(origin, origin.state()).await?;
-        Ok(Verdict::Tombstoned)
+        match outcome {
+            Tombstoned::Committing => Ok(Verdict::Committing),
+            _ => Ok(Verdict::Tombstoned),
+        }
     }
 
     /// The outcome for a transaction whose origin is fenced.

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::allocator::state::commits::CommitControl;
+use crate::allocator::state::commits::{CommitControl, Tombstoned};
 use crate::allocator::state::leases::{LeaseCell, LeaseState, Ttl};
 use crate::clock::Time;
-use crate::id::{NodeName, Nonce, ServiceId, TableId};
+use crate::error::Result;
+use crate::id::{NodeName, Nonce, ServiceId, TableId, TxnId};
 use crate::store::{ServiceRecord, ServiceState, Succession, TableHolders};
 use crate::sync::atomic::{AtomicBool, AtomicUsize};
 
@@ -176,6 +177,13 @@ impl Service {
     pub(crate) fn fence(&self) {
         self.lease.fence_if(|_| true);
         self.commits.fence();
+    }
+
+    /// Fences it, for it has no room for the tombstone of `txn`, and returns what that is now: room
+    /// may have been made before the fence, and taken by a commit of `txn` (C4).
+    pub(crate) fn fence_for(&self, txn: TxnId, now: Time) -> Result<Tombstoned> {
+        self.fence();
+        self.commits.tombstone(txn, now, |outcome| outcome)
     }
 }
 

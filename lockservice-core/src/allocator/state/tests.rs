@@ -1,10 +1,12 @@
 //! A commit that is held up at one place holds up no other (the outage that this project began
-//! with; `tests/outage.rs` has the same for the whole allocator). And what becomes of slots.
+//! with; `tests/outage.rs` has the same for the whole allocator). And what becomes of slots, and of an
+//! origin without room for tombstones.
 
 use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::allocator::PresentedBind;
+use crate::allocator::state::commits::Tombstoned;
 use crate::allocator::state::fixture::{
     BINDS_MAX, Fixture, NOW, ORIGIN, add_table, held, name, remove_table, request,
 };
@@ -224,4 +226,31 @@ fn a_refused_commit_leaves_no_pin() {
     state.service(ORIGIN).expect("registered").commits.fence();
     state.begin_commit(&request(3, vec![bind]), NOW).expect_err("fenced");
     assert!(!held(&state, &bind, NOW));
+}
+
+/// The model in `tests/protocol_model/commits.rs` found it.
+#[test]
+fn a_commit_that_finds_room_before_its_origin_is_fenced_for_want_of_room_is_in_flight() {
+    let fixture = Fixture::new();
+    let origin = fixture.state.service(ORIGIN).expect("it is registered");
+    // All are in one stripe.
+    let commit = |n: u64| request(n * 64, Vec::new());
+    let begin = |n| fixture.state.begin_commit(&commit(n), NOW).map(drop);
+    let tombstone =
+        |n| origin.commits.tombstone(commit(n).txn, NOW, |outcome| outcome).expect("a decision");
+    for n in 1..=32 {
+        begin(n).expect("room");
+    }
+    for n in 33..=64 {
+        assert!(matches!(tombstone(n), Tombstoned::ToWrite(_)));
+    }
+    assert_eq!(tombstone(65), Tombstoned::Full);
+    // Meanwhile:
+    fixture.state.finish_commit(commit(1).txn, commit(1).attempt);
+    begin(65).expect("room");
+    let outcome = origin.fence_for(commit(65).txn, NOW).expect("a decision");
+    assert_eq!(outcome, Tombstoned::Committing);
+    begin(65).expect_err("it is fenced");
+    fixture.state.finish_commit(commit(65).txn, commit(65).attempt);
+    assert_eq!(tombstone(65), Tombstoned::Fenced);
 }
