@@ -33,8 +33,7 @@ impl LockService {
             // Once the lease must have run out there is nothing left to resign, however long the
             // allocator takes.
             let lapsed_at = inner.lease.lock().lapsed_at();
-            match inner.until(lapsed_at, inner.parts.allocator.resign(inner.id, inner.nonce)).await
-            {
+            match inner.until(lapsed_at, inner.resign()).await {
                 Some(Ok(_)) => true,
                 Some(Err(e)) => {
                     tracing::warn!(error = ?e, "could not resign the lease: the next start waits \

@@ -1,7 +1,10 @@
 //! Claims after a restart of the service (P6).
 
+use async_trait::async_trait;
+use lockservice_core::allocator::{ClaimedTable, TableClaim};
 use lockservice_core::service::{ClaimedLocks, OpenedBy, TxnClaim};
-use lockservice_core::{BindVersion, FencingToken, SessionId};
+use lockservice_core::testing::{AllocatorHooks, HookedAllocator};
+use lockservice_core::{BindVersion, Error, FencingToken, ServiceId, SessionId};
 
 use super::*;
 
@@ -63,7 +66,7 @@ async fn hold(service: &LockService, table: &str, items: &[&str]) -> Holder {
 impl Holder {
     /// Comes back to a service. It was at the incarnation `from`.
     fn come_back(&self, service: &LockService, from: u64) -> Session {
-        let earlier = (self.id, lockservice_core::ServiceId::new(from));
+        let earlier = (self.id, ServiceId::new(from));
         let opened_by = OpenedBy::default();
         service.reclaim_session(earlier, None, None, "test", opened_by).expect("it begins again")
     }
@@ -294,6 +297,77 @@ async fn a_second_crash_in_the_middle_of_the_claims_loses_nobodys_locks() {
     assert_eq!(at_once(&service, "t", "free").await, Some(ErrorKind::Reassigning));
     for session in &sessions {
         session.renew().expect("it lives");
+    }
+}
+
+/// Starts another node beside those of the allocator.
+async fn another_node(allocator: Arc<dyn LockTableAllocator>) -> LockService {
+    let name = NodeName::new("node-2").expect("a name");
+    let parts = ServiceParts::new(allocator, Arc::new(TokioClock::new()), name);
+    LockService::start(parts).await.expect("the service starts")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_for_good_among_the_claims_leaves_the_table_to_those_who_have_not_come_yet() {
+    let node = Node::new();
+    let (service, allocator) = node.start().await;
+    let from = service.id().get();
+    let (early, late) = (hold(&service, "t", &["a"]).await, hold(&service, "t", &["b"]).await);
+    let other = hold(&service, "u", &["a"]).await;
+    drop((service, allocator));
+    let (service, allocator) = node.start().await;
+    early.claim(&service, from).await.close().await;
+    assert_eq!(at_once(&service, "free", "a").await, None);
+    let stopped = service.shutdown(SECOND).await;
+    assert!(stopped.confirmed && stopped.resigned, "{stopped:?}");
+    let beside = another_node(allocator).await;
+    assert_eq!(at_once(&beside, "t", "b").await, Some(ErrorKind::Reassigning), "late works on");
+    assert_eq!(at_once(&beside, "u", "a").await, Some(ErrorKind::Reassigning), "nobody claimed");
+    assert_eq!(at_once(&beside, "free", "a").await, None, "it was in no use");
+    drop((late, other));
+}
+
+/// Binds a table for claims, and loses the response.
+#[derive(Debug)]
+struct LosesClaims;
+
+#[async_trait]
+impl AllocatorHooks for LosesClaims {
+    async fn claim_table(
+        &self,
+        inner: &dyn LockTableAllocator,
+        service: ServiceId,
+        claim: &TableClaim,
+    ) -> Result<ClaimedTable> {
+        inner.claim_table(service, claim).await?;
+        Err(Error::new(ErrorKind::Unavailable, "the response is lost"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_resign_a_table_that_may_have_been_bound_for_claims() {
+    for for_restart in [false, true] {
+        let node = Node::new();
+        let (service, allocator) = node.start().await;
+        let from = service.id().get();
+        let holder = hold(&service, "t", &["a"]).await;
+        drop((service, allocator));
+        let (between, inner) = node.start().await;
+        let allocator = Arc::new(HookedAllocator { inner: Arc::clone(&inner), hooks: LosesClaims });
+        let next = ServiceParts::new(allocator, Arc::new(node.clock), super::node());
+        let replaces = Some((between.id(), between.nonce()));
+        let service = LockService::start(ServiceParts { replaces, ..next }).await.expect("starts");
+        let session = holder.come_back(&service, from);
+        let claimed = session.claim(holder.claim.clone()).await;
+        assert_eq!(claimed.expect_err("lost").kind(), ErrorKind::Unavailable);
+        session.close().await;
+        let stopped = match for_restart {
+            true => service.stop_for_restart(SECOND).await,
+            false => service.shutdown(SECOND).await,
+        };
+        assert!(!stopped.resigned, "for a restart: {for_restart}");
+        let beside = another_node(inner).await;
+        assert!(at_once(&beside, "t", "a").await.is_some(), "its holder works on");
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::allocator::TableClaim;
+use crate::allocator::{Progress, TableClaim};
 use crate::env::JoinSet;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{HolderMark, TableRef, TxnId};
 use crate::service::phase::restarting;
 use crate::service::tables::{RETRY_FIRST, RETRY_MOST};
@@ -102,10 +102,27 @@ impl LockService {
 }
 
 impl ServiceInner {
+    /// Resigns with nothing in use. The tables that still take claims are left held: holders that
+    /// have not come back count on them as before (P6).
+    pub(in crate::service) async fn resign(&self) -> Result<Progress> {
+        let (allocator, nonce) = (&self.parts.allocator, self.nonce);
+        match self.held(&[]) {
+            Some(held) if held.is_empty() => allocator.resign(self.id, nonce).await,
+            Some(held) => allocator.resign_held(self.id, nonce, &held).await,
+            None => Err(Error::new(
+                ErrorKind::Unavailable,
+                "it is not known which tables take claims: they wait for the lease",
+            )),
+        }
+    }
+
     /// The tables in which sessions hold something, and those that still take claims. `None` if
-    /// something is held by others, or in too many tables. To be called when nothing is granted any
-    /// more.
+    /// something is held by others, or in too many tables, or if it is not known which tables take
+    /// claims. To be called when nothing is granted any more.
     fn held(&self, waiting: &[(TxnId, TableRef)]) -> Option<Vec<TableHolders>> {
+        if self.claims.asked.any_unknown(self.parts.env.now()) {
+            return None;
+        }
         let marks = self.holders()?;
         let mut tables: BTreeMap<TableRef, Holders> = BTreeMap::new();
         let (mut list, mut count) = (self.engine.lock_list(None), 0);

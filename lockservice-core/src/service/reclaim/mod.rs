@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | [`Claims`]: the tables that take claims; bound for them, opened after them |
 //! | `session.rs` | a session of an earlier incarnation, and the claims of its transactions |
+//! | `asked.rs` | the calls that bind tables for claims |
 //! | `left.rs` | what a stop for a restart leaves, and the next process finds |
 //!
 //! # The way of a claim
@@ -30,6 +31,7 @@
 //! [`Session::claim`]: crate::service::Session::claim
 //! [`Session::claims_done`]: crate::service::Session::claims_done
 
+mod asked;
 mod left;
 mod session;
 
@@ -48,6 +50,7 @@ use crate::service::txn::TxnRecord;
 use crate::sync::Mutex;
 use crate::table::TableHandle;
 
+use self::asked::{Asked, Asking};
 pub use self::session::{ClaimedLocks, TxnClaim};
 
 /// The largest number of sessions of which it is remembered that they have claimed everything.
@@ -69,6 +72,8 @@ pub(in crate::service) struct Claims {
     /// The sessions that have claimed everything, or closed: a table that is bound for claims later
     /// does not wait for them. Locked alone.
     done: Mutex<HashSet<HolderMark>>,
+    /// The tables that may be bound for claims, and are not known to be.
+    asked: Asked,
 }
 
 /// The claims in one table: not bound for them yet, or bound.
@@ -178,11 +183,11 @@ impl ServiceInner {
         }
         let claims = self.claims.of_or_new(table);
         let claim = TableClaim { table: table.clone(), version };
-        let mut is_new = false;
+        let mut asked = None;
         let bind = async || {
-            let claimed = self.bind_for_claims(&claim).await?;
-            is_new = true;
-            Ok(claimed)
+            let lease = self.with_lease(|lease, _| lease.ttl());
+            let until = self.parts.env.now() + hi(hi(lease));
+            self.bind_for_claims(&claim, asked.insert(self.claims.asked.ask(until))).await
         };
         let claimed = match claims.get_or_try_init(bind).await {
             Ok(claimed) => Arc::clone(claimed),
@@ -191,7 +196,8 @@ impl ServiceInner {
                 return Err(e);
             }
         };
-        if is_new {
+        if let Some(asking) = &mut asked {
+            asking.is_known = true;
             self.note_those_done(table, &claimed);
         }
         // The present version: the claim was made before.
@@ -204,9 +210,16 @@ impl ServiceInner {
         Ok(claimed)
     }
 
-    async fn bind_for_claims(self: &Arc<Self>, claim: &TableClaim) -> Result<Arc<ClaimedBind>> {
+    async fn bind_for_claims(
+        self: &Arc<Self>,
+        claim: &TableClaim,
+        asking: &mut Asking<'_>,
+    ) -> Result<Arc<ClaimedBind>> {
         let table = &claim.table;
-        let claimed = self.parts.allocator.claim_table(self.id, claim).await?;
+        self.check_serving().inspect_err(|_| asking.is_known = true)?;
+        let claimed = self.parts.allocator.claim_table(self.id, claim).await.inspect_err(|e| {
+            asking.is_known = e.kind() == ErrorKind::ClaimRefused;
+        })?;
         self.observe(claimed.bound.at);
         // C5: as for every fresh bind.
         let now = self.parts.env.now();
