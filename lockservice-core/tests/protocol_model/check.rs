@@ -1,4 +1,4 @@
-//! Exhaustive checks of a model, breadth first: the schedule of a counterexample is a shortest one.
+//! Exhaustive checks of a model, breadth first, so that the schedule of a violation is a short one.
 
 use std::fmt::Debug;
 use std::hash::Hash;
