@@ -94,9 +94,9 @@ pub struct LockSpec {
     /// (`HeldByAncestor`, at once), and a cycle of waits through them is a deadlock. This claim is
     /// not checked: if only a claim closes a cycle, the call that makes it fails.
     pub ancestors: Vec<TxnId>,
-    /// For how long the call has waited at earlier incarnations of the node, raw (P6): among the
-    /// calls that wait for the table to be bound it is served as one that came so long ago. Its
-    /// time-out is what is left of it.
+    /// For how long the call has waited at earlier incarnations of the node, raw (P6). It is served
+    /// as one that came so long ago: among the calls that wait for the table to be bound, and ahead
+    /// of those that came to this incarnation first. Its time-out is what is left of it.
     pub waited: Duration,
     /// The trace of which the call is a part, if the caller records one: see [`TraceContext`].
     pub trace: Option<Box<TraceContext>>,

@@ -204,7 +204,7 @@ impl LockService {
             nonce,
             engine: LockEngine::with_clock(parts.settings.engine, Arc::clone(parts.env.clock())),
             tables: Tables::default(),
-            claims: Claims::default(),
+            claims: Claims::new(parts.env.now(), incarnation.lease_ttl),
             txns: Count::new("transactions", parts.settings.txns_max),
             named_txns: GuardedMap::new(),
             quota: Quota::new(QuotaOwner::Node, parts.settings.quota(), None),

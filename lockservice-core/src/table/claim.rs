@@ -1,5 +1,6 @@
-//! Claims of what was held before a restart of the owner (P6).
+//! What goes on after a restart of the owner (P6): claims of what was held, and waits.
 
+use super::call::Arrival;
 use super::engine::LockEngine;
 use super::lock_call::LockCall;
 use super::types::LockRequest;
@@ -9,6 +10,22 @@ use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::LockItem;
 
 impl LockEngine {
+    /// Like [`lock_for`](Self::lock_for), for a call that came to an earlier incarnation of the node
+    /// at `came`, and waited there (P6). If it has to wait, its place is behind the upgrades, ahead
+    /// of all calls that came here first, and among those like it in the order of `came`.
+    ///
+    /// # Errors
+    /// As [`lock_for`](Self::lock_for).
+    pub fn lock_again(
+        &self,
+        txn: &TxnHandle,
+        request: LockRequest,
+        ancestors: &[TxnId],
+        came: Time,
+    ) -> LockCall {
+        self.call(txn, request, ancestors, Arrival::Earlier, came)
+    }
+
     /// Takes items for a transaction that held them before a restart, under the token that it had
     /// (P6). The table is one in which nothing but claims was granted so far, and `token` is below
     /// its blocks.
@@ -26,7 +43,7 @@ impl LockEngine {
         token: FencingToken,
         now: Time,
     ) -> LockCall {
-        self.call(txn, request, &[], Some(token), now)
+        self.call(txn, request, &[], Arrival::Claim(token), now)
     }
 
     /// The token under which a transaction holds an item that was claimed; `None` if it does not.

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::call::{CallId, EngineCall};
+use super::call::{Arrival, CallId, EngineCall};
 use super::entry::Position;
 use super::hash::IdMap;
 use super::lock_table::{ItemRef, LockTable};
@@ -96,7 +96,10 @@ impl EngineState {
     /// Resolves every cycle that a wait has closed as it began. All of them run through it, for
     /// there was none before.
     pub(super) fn resolve_cycles(&mut self, id: CallId) {
-        if !self.may_be_waited_for(&self.calls[id]) || !self.may_close(id) {
+        let call = &self.calls[id];
+        // Those behind a call of an earlier incarnation came before it.
+        let may_be_waited_for = call.arrival == Arrival::Earlier || self.may_be_waited_for(call);
+        if !may_be_waited_for || !self.may_close(id) {
             return;
         }
         if let Some(cycle) = self.cycle(id, Edges::Hard) {

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::task::Waker;
 
-use super::call::put_in_order;
+use super::call::{Arrival, put_in_order};
 use super::lock_call::LockCall;
 use super::memory::held_bytes;
 use super::slices::{STEPS, Slice};
@@ -15,7 +15,7 @@ use super::uncontended::{TableHandle, TablePlaces, TxnHandle};
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, Result};
-use crate::id::{BindVersion, FencingToken, TableId, TxnId};
+use crate::id::{BindVersion, TableId, TxnId};
 use crate::key::LockItem;
 use crate::sync::{Arc, Mutex, unlock_fair};
 
@@ -291,16 +291,15 @@ impl LockEngine {
         ancestors: &[TxnId],
         now: Time,
     ) -> LockCall {
-        self.call(txn, request, ancestors, None, now)
+        self.call(txn, request, ancestors, Arrival::New, now)
     }
 
-    /// A call; under the token `claimed` if it claims.
     pub(super) fn call(
         &self,
         txn: &TxnHandle,
         mut request: LockRequest,
         ancestors: &[TxnId],
-        claimed: Option<FencingToken>,
+        arrival: Arrival,
         now: Time,
     ) -> LockCall {
         let id = txn.id();
@@ -308,7 +307,7 @@ impl LockEngine {
             return LockCall::over(self, id, Err(error));
         }
         let seq = self.inflate_own(txn, &request.items);
-        match self.with(|state| state.lock((id, seq), request, ancestors, claimed, now)) {
+        match self.with(|state| state.lock((id, seq), request, ancestors, arrival, now)) {
             Started::Done(outcome) => LockCall::over(self, id, outcome),
             // The pending work may have ended it. Then nothing needs to be kept.
             Started::Kept(call) => match self.with(|state| state.take_outcome(call)) {

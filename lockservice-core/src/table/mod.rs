@@ -93,6 +93,8 @@
 //! All waiters of the node stand in one order, that of their **queue positions**:
 //!
 //! - A wait that begins gets the last position.
+//! - A call that waited at an earlier incarnation of the node (`claim.rs`, `lock_again`) gets a
+//!   position ahead of all calls that came here first, in the order in which they came there.
 //! - An upgrade (the transaction holds the item, but more weakly) gets a position behind the other
 //!   upgrades and ahead of all others.
 //! - A waiter is granted its item if it conflicts with no holder, and with no waiter ahead of it.
@@ -182,7 +184,7 @@
 //! **How a cycle is resolved** (`deadlock.rs`, `resolve_cycles`):
 //!
 //! 1. If the transaction and its linked ancestors hold nothing, no waiter waits for them, and there
-//!    is no cycle. Otherwise a short search forwards often shows that the waiter does not wait for
+//!    is no cycle, unless its position is ahead of others. Otherwise a short search forwards often shows that the waiter does not wait for
 //!    itself.
 //! 2. `cycle` searches backwards along hard edges from the waiter, breadth first: the calls that
 //!    wait for its holds, then the calls that wait for those, and so on. They are usually a

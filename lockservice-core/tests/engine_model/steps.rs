@@ -2,6 +2,7 @@
 
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use lockservice_core::clock::Time;
 use lockservice_core::table::{Commit, Grant, WaitPolicy};
@@ -200,12 +201,20 @@ impl Run {
             wait,
             escalate,
         };
-        let call = self.engine.lock(request, Time::ZERO);
+        let came_earlier = self.random.random_bool(0.1).then(|| self.random.random_range(0..20));
+        let call = match came_earlier {
+            Some(millis) => {
+                let came = Time::from_origin(Duration::from_millis(millis));
+                self.engine.lock_again(request, came)
+            }
+            None => self.engine.lock(request, Time::ZERO),
+        };
         let client = &mut self.clients[txn];
         client.call = Some(call);
         client.polled = false;
         client.woken.0.store(false, Ordering::Relaxed);
-        self.model.lock(txn, table, version, items, mode, (wait, escalate), &mut self.clients);
+        let how = (wait, escalate);
+        self.model.lock(txn, table, version, items, mode, how, came_earlier, &mut self.clients);
     }
 
     /// Tries to lock a row at once. False if the general way decides.

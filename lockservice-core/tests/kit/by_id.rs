@@ -117,6 +117,13 @@ impl LockEngine {
         self.engine.lock_for(&self.txn(txn), request, ancestors, now)
     }
 
+    /// For a call that has waited at an earlier incarnation.
+    pub(crate) fn lock_again(&self, request: LockRequest, came: Time) -> LockCall {
+        let LockRequest { txn, table, version, items, mode, wait, escalate } = request;
+        let request = table::LockRequest { table, version, items, mode, wait, escalate };
+        self.engine.lock_again(&self.txn(txn), request, &[], came)
+    }
+
     pub(crate) fn roll_back(&self, txn: TxnId, table: TableId, grant: &Grant) {
         self.engine.roll_back(&self.txn(txn), table, grant);
     }

@@ -9,33 +9,38 @@ use lockservice_core::{BindVersion, Error, FencingToken, ServiceId, SessionId};
 use super::*;
 
 /// A node whose process is started again and again over one store.
-struct Node {
+pub(super) struct Node {
     store: Arc<dyn BindStore>,
     clock: TokioClock,
 }
 
-type Running = (LockService, Arc<LocalAllocator>);
+pub(super) type Running = (LockService, Arc<LocalAllocator>);
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { store: Arc::new(MemoryStore::new(1)), clock: TokioClock::new() }
     }
 
     /// Starts the next process. The one before, if it was not stopped, is as good as killed.
-    async fn start(&self) -> Running {
+    pub(super) async fn start(&self) -> Running {
+        self.start_with(|allocator| allocator).await
+    }
+
+    /// The same, with an allocator around its own.
+    pub(super) async fn start_with<A: LockTableAllocator>(
+        &self,
+        around: impl FnOnce(Arc<LocalAllocator>) -> Arc<A>,
+    ) -> Running {
         let (store, clock) = (Arc::clone(&self.store), Arc::new(self.clock));
         let opened = LocalAllocator::open(store, clock, AllocatorSettings::default(), node());
         let allocator = opened.await.expect("it opens");
-        let parts = ServiceParts::new(
-            Arc::clone(&allocator) as Arc<dyn LockTableAllocator>,
-            Arc::new(self.clock),
-            node(),
-        );
+        let around = around(Arc::clone(&allocator));
+        let parts = ServiceParts::new(around, Arc::new(self.clock), node());
         (LockService::start(parts).await.expect("the service starts"), allocator)
     }
 
     /// Stops a process for a restart.
-    async fn stop(&self, (service, allocator): Running) {
+    pub(super) async fn stop(&self, (service, allocator): Running) {
         let stopped = service.stop_for_restart(SECOND).await;
         assert!(stopped.resigned, "{stopped:?}");
         let stopped = allocator.shutdown(stopped.confirmed, SECOND).await.expect("it resigns");
@@ -44,13 +49,13 @@ impl Node {
 }
 
 /// A client, with what it holds by its own account.
-struct Holder {
-    id: SessionId,
-    claim: TxnClaim,
+pub(super) struct Holder {
+    pub(super) id: SessionId,
+    pub(super) claim: TxnClaim,
 }
 
 /// Opens a session, whose transaction 1 locks `items` in a table.
-async fn hold(service: &LockService, table: &str, items: &[&str]) -> Holder {
+pub(super) async fn hold(service: &LockService, table: &str, items: &[&str]) -> Holder {
     let session = open(service);
     let table = TableRef::new("g", table).expect("names");
     let items: Vec<LockItem> = items.iter().map(|name| row(name)).collect();
@@ -65,14 +70,14 @@ async fn hold(service: &LockService, table: &str, items: &[&str]) -> Holder {
 
 impl Holder {
     /// Comes back to a service. It was at the incarnation `from`.
-    fn come_back(&self, service: &LockService, from: u64) -> Session {
+    pub(super) fn come_back(&self, service: &LockService, from: u64) -> Session {
         let earlier = (self.id, ServiceId::new(from));
         let opened_by = OpenedBy::default();
         service.reclaim_session(earlier, None, None, "test", opened_by).expect("it begins again")
     }
 
     /// Comes back, and claims everything.
-    async fn claim(&self, service: &LockService, from: u64) -> Session {
+    pub(super) async fn claim(&self, service: &LockService, from: u64) -> Session {
         let session = self.come_back(service, from);
         session.claim(self.claim.clone()).await.expect("it held this");
         session.claims_done(TxnNumber::new(1)).expect("a promise");
@@ -87,19 +92,19 @@ impl Holder {
     }
 }
 
-fn in_table(name: &str, key: &str) -> LockSpec {
+pub(super) fn in_table(name: &str, key: &str) -> LockSpec {
     LockSpec::new(TableRef::new("g", name).expect("names"), vec![row(key)])
 }
 
 /// The kind of failure of a call that may not wait; `None` if it is granted.
-async fn at_once(service: &LockService, table: &str, key: &str) -> Option<ErrorKind> {
+pub(super) async fn at_once(service: &LockService, table: &str, key: &str) -> Option<ErrorKind> {
     let txn = service.begin(TxnOptions::default()).expect("begin");
     let spec = LockSpec { wait: WaitPolicy::NoWait, ..in_table(table, key) };
     txn.lock(spec).await.err().map(|e| e.kind())
 }
 
 /// The lease of the default settings has run out for everybody.
-async fn the_lease_has_run_out() {
+pub(super) async fn the_lease_has_run_out() {
     let lease = AllocatorSettings::default().constants.lease_ttl();
     tokio::time::sleep(lockservice_core::clock::hi(lockservice_core::clock::hi(lease))).await;
 }
@@ -396,41 +401,6 @@ async fn a_restart_after_all_had_claimed_waits_for_those_alone_who_hold_somethin
     holder.claim(&service, second).await;
     let txn = service.begin(TxnOptions::default()).expect("begin");
     txn.lock(in_table("t", "free")).await.expect("all have claimed");
-}
-
-#[tokio::test(start_paused = true)]
-async fn waiters_are_served_in_the_order_in_which_they_came_before_the_restart() {
-    let node = Node::new();
-    let running = node.start().await;
-    let from = running.0.id().get();
-    let holder = hold(&running.0, "t", &["a"]).await;
-    let ids: Vec<SessionId> = (0..3).map(|_| open(&running.0).id()).collect();
-    node.stop(running).await;
-    let (service, _allocator) = node.start().await;
-    let newcomer = open(&service);
-    let mut order = vec![tokio::spawn(newcomer.submit(op(1, 1), Operation::Lock(spec("a"))))];
-    // They come back in another order than that in which they came.
-    let sessions: Vec<Session> = ids
-        .iter()
-        .map(|id| Holder { id: *id, claim: holder.claim.clone() }.come_back(&service, from))
-        .collect();
-    for (session, waited) in sessions.iter().zip([5, 20, 10]) {
-        session.claims_done(TxnNumber::default()).expect("a promise");
-        let waited = Duration::from_secs(waited);
-        let spec = LockSpec { waited, ..spec("a") };
-        order.push(tokio::spawn(session.submit(op(1, 1), Operation::Lock(spec))));
-    }
-    let session = holder.claim(&service, from).await;
-    session.close().await;
-    let mut tokens = Vec::new();
-    for (at, waits) in [(2, 1), (3, 2), (1, 0)] {
-        let granted = locked(order.remove(at.min(order.len() - 1)).await.expect("no panic"));
-        tokens.push(granted.grant.token);
-        sessions[waits].close().await;
-    }
-    assert!(tokens.is_sorted(), "{tokens:?}");
-    let last = locked(order.remove(0).await.expect("no panic"));
-    assert!(last.grant.token > tokens[2], "the newcomer was last");
 }
 
 #[tokio::test(start_paused = true)]

@@ -88,8 +88,8 @@ impl LockService {
         Stopped { confirmed: resigned, resigned, held: tables }
     }
 
-    /// The transactions whose calls wait, with the tables. At most [`HOLDERS_MAX`] of them: the
-    /// others may lose their places.
+    /// The transactions whose calls wait, with the tables. At most [`HOLDERS_MAX`] of them: no
+    /// table is kept closed for the others.
     fn waiting_txns(&self) -> Vec<(TxnId, TableRef)> {
         let (mut list, mut waiting) = (self.wait_list(None), Vec::new());
         while waiting.len() < HOLDERS_MAX

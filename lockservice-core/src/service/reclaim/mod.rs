@@ -5,6 +5,7 @@
 //! | `mod.rs` | [`Claims`]: the tables that take claims; bound for them, opened after them |
 //! | `session.rs` | a session of an earlier incarnation, and the claims of its transactions |
 //! | `asked.rs` | the calls that bind tables for claims |
+//! | `expected.rs` | the sessions that are expected back in a table |
 //! | `left.rs` | what a stop for a restart leaves, and the next process finds |
 //!
 //! # The way of a claim
@@ -32,6 +33,7 @@
 //! [`Session::claims_done`]: crate::service::Session::claims_done
 
 mod asked;
+mod expected;
 mod left;
 mod session;
 
@@ -51,22 +53,28 @@ use crate::sync::Mutex;
 use crate::table::TableHandle;
 
 use self::asked::{Asked, Asking};
+use self::expected::Expected;
 pub use self::session::{ClaimedLocks, TxnClaim};
 
 /// The largest number of sessions of which it is remembered that they have claimed everything.
 const DONE_MAX: usize = 100_000;
 
-/// For how long a table that takes claims waits for the calls that stood in its queues before a
-/// stop, so that they do not lose their places. A client connects again within a quarter of a
-/// second.
-const WAITERS_MAX: Duration = Duration::from_millis(500);
+/// For how long a table that takes claims waits, after its last claim, for the calls that stood in
+/// its queues before a stop, so that nobody passes them. It is short, because the table serves
+/// nobody meanwhile. One that comes later [keeps its place](Claims::keeps_place) among those that
+/// wait; only what was free meanwhile has gone.
+const WAITERS_MAX: Duration = Duration::from_millis(30);
 
 /// The shortest pause between two looks at whether the claims of a table are over.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The tables that take claims. See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::service) struct Claims {
+    /// The begin of this incarnation.
+    began: Time,
+    /// When the promises of the node's last incarnation are over, and with them all its waits.
+    waits_until: Time,
     /// Locked alone.
     tables: Mutex<HashMap<TableRef, Arc<TableClaims>>>,
     /// The sessions that have claimed everything, or closed: a table that is bound for claims later
@@ -89,56 +97,42 @@ pub(in crate::service) struct ClaimedBind {
     tokens_below: FencingToken,
     /// When the wait is over.
     until: Time,
-    /// When sessions that waited are not expected any more.
-    waiters_until: Time,
     /// A leaf.
     expected: Mutex<Expected>,
     /// True once the table was opened.
     gate: RwLock<bool>,
 }
 
-/// The sessions that are expected back.
-#[derive(Debug)]
-struct Expected {
-    /// Those that have not claimed everything yet; `None` if it is not known who held something.
-    holders: Option<HashSet<HolderMark>>,
-    /// Those that waited for something in the table, and have not called again. The table is opened
-    /// without them after a moment: they only lose their places.
-    waiters: HashSet<HolderMark>,
-}
-
-impl Expected {
-    fn has_holders(&self) -> bool {
-        self.holders.as_ref().is_none_or(|holders| !holders.is_empty())
-    }
-
-    /// A session has claimed everything or was closed. True if nothing is left to wait for.
-    fn holder_done(&mut self, mark: HolderMark) -> bool {
-        let was_expected = self.holders.as_mut().is_some_and(|holders| holders.remove(&mark));
-        was_expected && !self.has_holders()
-    }
-
-    /// A session calls again, or never will. As for [`holder_done`](Self::holder_done).
-    fn waiter_back(&mut self, mark: HolderMark) -> bool {
-        self.waiters.remove(&mark) && self.waiters.is_empty() && !self.has_holders()
-    }
-}
-
 impl ClaimedBind {
     /// When others may be granted locks in the table, by what is known `now`.
     fn over_at(&self, now: Time) -> Time {
         let expected = self.expected.lock();
-        if expected.has_holders() {
-            self.until
-        } else if expected.waiters.is_empty() {
-            now
-        } else {
-            self.waiters_until.min(self.until)
+        match expected.claimed_at {
+            None => self.until,
+            Some(_) if expected.waiters.is_empty() => now,
+            Some(claimed_at) => self.until.min(claimed_at + WAITERS_MAX),
         }
     }
 }
 
 impl Claims {
+    /// Those of an incarnation that begins `now`, with leases of `lease_ttl`.
+    pub(in crate::service) fn new(now: Time, lease_ttl: Duration) -> Self {
+        Self {
+            began: now,
+            waits_until: now + hi(lease_ttl),
+            tables: Mutex::default(),
+            done: Mutex::default(),
+            asked: Asked::default(),
+        }
+    }
+
+    /// True if a call that arrived at `since` has waited at an earlier incarnation since `came`, and
+    /// keeps its place: a late one is ahead of those that came to this incarnation first.
+    pub(in crate::service) fn keeps_place(&self, since: Time, came: Time) -> bool {
+        came < self.began && since < self.waits_until
+    }
+
     fn of(&self, table: &TableRef) -> Option<Arc<TableClaims>> {
         self.tables.lock().get(table).map(Arc::clone)
     }
@@ -229,17 +223,18 @@ impl ServiceInner {
         if tokens.is_none() {
             self.refill(bound.bind());
         }
-        let expected = Expected {
+        let mut expected = Expected {
             holders: claimed.holders.map(HashSet::from_iter),
             waiters: claimed.waiters.into_iter().collect(),
+            claimed_at: None,
         };
+        expected.note_claimed(now);
         let known = expected.holders.is_some();
         let claimed = Arc::new(ClaimedBind {
             bound: bound.clone(),
             from: claimed.claimable_from,
             tokens_below: claimed.tokens_below,
             until: now + hi(claimed.wait),
-            waiters_until: now + WAITERS_MAX,
             expected: Mutex::new(expected),
             gate: RwLock::new(false),
         });
@@ -278,8 +273,13 @@ impl ServiceInner {
             let done = self.claims.done.lock();
             came.retain(|mark| done.contains(mark));
         }
-        if let Some(holders) = &mut claimed.expected.lock().holders {
-            holders.retain(|mark| !came.contains(mark));
+        {
+            let now = self.parts.env.now();
+            let mut expected = claimed.expected.lock();
+            if let Some(holders) = &mut expected.holders {
+                holders.retain(|mark| !came.contains(mark));
+            }
+            expected.note_claimed(now);
         }
         self.tables.lines.lock().look_again(table);
     }
@@ -312,8 +312,9 @@ impl ServiceInner {
                 done.insert(mark);
             }
         }
+        let now = self.parts.env.now();
         for (table, claimed) in self.claims.bound() {
-            let is_last = claimed.expected.lock().holder_done(mark);
+            let is_last = claimed.expected.lock().holder_done(mark, now);
             if is_last {
                 self.tables.lines.lock().look_again(&table);
             }

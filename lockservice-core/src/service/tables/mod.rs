@@ -5,11 +5,13 @@
 //! | `mod.rs` | the way of a call to its table: `hand_over`, `bind_for_line`, `hand_to_line` |
 //! | `line/` | the calls that wait for a table, in their order; pure |
 //! | `position.rs` | a call's position in a line, given up when it is dropped |
+//! | `retry.rs` | the failures of a bind that pass, and the pauses until another try |
 //! | `forget.rs` | tables that are not used any more, or that an operator drops |
 
 pub(in crate::service) mod forget;
 pub(in crate::service) mod line;
 mod position;
+mod retry;
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -28,6 +30,9 @@ use crate::service::tables::line::{
     Waiter,
 };
 use crate::service::tables::position::HeldPosition;
+use crate::service::tables::retry::REQUEST_MAX;
+pub(in crate::service) use crate::service::tables::retry::passes;
+pub(crate) use crate::service::tables::retry::{RETRY_FIRST, RETRY_MOST};
 use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
 use crate::table::{LockRequest, TableHandle};
@@ -173,10 +178,16 @@ impl ServiceInner {
     }
 
     fn at_engine(&self, bound: TableHandle, requested: Requested, waited: bool) -> Handed {
-        let Requested { in_flight, ancestors, items, mode, wait, escalate, came, .. } = requested;
+        let Requested { in_flight, ancestors, items, mode, wait, escalate, since, came } =
+            requested;
         let (table, version) = (bound.bind().id, bound.bind().version);
         let request = LockRequest { table, version, items, mode, wait, escalate };
-        let call = self.engine.lock_for(in_flight.txn().at_engine(), request, &ancestors, came);
+        let txn = in_flight.txn().at_engine();
+        let call = if self.claims.keeps_place(since, came) {
+            self.engine.lock_again(txn, request, &ancestors, came)
+        } else {
+            self.engine.lock_for(txn, request, &ancestors, came)
+        };
         Handed { call, bound, waited, in_flight }
     }
 
@@ -375,25 +386,4 @@ impl ServiceInner {
             inner.tables.refilling.lock().remove(&bind.table);
         });
     }
-}
-
-pub(crate) const RETRY_FIRST: std::time::Duration = std::time::Duration::from_millis(50);
-pub(crate) const RETRY_MOST: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// The time for which a call that may not wait waits for the allocator's response about a table
-/// that is not bound.
-const REQUEST_MAX: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// True for a failure of a bind that ends with a lease, with the election of a leader, or when the
-/// store responds again.
-fn passes(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Reassigning
-            | ErrorKind::TableInUse
-            | ErrorKind::Unavailable
-            | ErrorKind::UnknownOutcome
-            | ErrorKind::NotLeader
-            | ErrorKind::Fenced
-    )
 }

@@ -134,7 +134,7 @@ impl EngineState {
         let slot = self.txns.get(&call.txn).map_or(0, |txn| txn.next_slot(call.table));
         let holder = Holder::pending(call.txn, slot, call.mode, call.seq);
         // A claim draws no token.
-        let is_last = call.next + 1 == call.items.len() && call.claimed.is_none();
+        let is_last = call.next + 1 == call.items.len() && call.claimed().is_none();
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         let token = table.take_free_row(key, holder, is_last)?;
         let txn = self.txns.get_or_new(call.txn, &mut self.bytes);
@@ -189,7 +189,7 @@ impl EngineState {
     fn take_token(&mut self, call: &mut EngineCall) -> bool {
         if call.token.is_none() && !call.changes.is_empty() {
             let table = self.tables.get_mut(&call.table).expect("calls end with their table");
-            call.token = call.claimed.or_else(|| table.tokens.take());
+            call.token = call.claimed().or_else(|| table.tokens.take());
             call.without_token = call.changes.len();
         }
         call.token.is_some() || call.changes.is_empty()

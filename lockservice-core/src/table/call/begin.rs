@@ -3,7 +3,7 @@
 
 use super::advance::Next;
 use super::refusal::{bind_changed, call_in_flight};
-use super::{Ancestors, EngineCall, Stage, is_range};
+use super::{Ancestors, Arrival, EngineCall, Stage, is_range};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{FencingToken, TxnId};
@@ -53,17 +53,17 @@ pub(in crate::table) fn put_in_order(request: &mut LockRequest, most: usize) -> 
 }
 
 impl EngineState {
-    /// Begins a call, whose items are [in order](put_in_order), or a claim under the token
-    /// `claimed`. A call that is granted here, in one slice, never conflicted with any other.
+    /// Begins a call, whose items are [in order](put_in_order). A call that is granted here, in one
+    /// slice, never conflicted with any other.
     pub(in crate::table) fn lock(
         &mut self,
         (txn, seq): (TxnId, HoldSeq),
         request: LockRequest,
         ancestors: &[TxnId],
-        claimed: Option<FencingToken>,
+        arrival: Arrival,
         now: Time,
     ) -> Started {
-        let mut call = match self.accept((txn, seq), request, ancestors, claimed, now) {
+        let mut call = match self.accept((txn, seq), request, ancestors, arrival, now) {
             Ok(accepted) => accepted,
             Err(error) => return Started::Done(Err(error)),
         };
@@ -88,7 +88,7 @@ impl EngineState {
         (txn, seq): (TxnId, HoldSeq),
         request: LockRequest,
         ancestors: &[TxnId],
-        claimed: Option<FencingToken>,
+        arrival: Arrival,
         now: Time,
     ) -> Result<EngineCall> {
         self.check_not_sealed()?;
@@ -115,7 +115,7 @@ impl EngineState {
             covered: FencingToken::new(0),
             token: None,
             without_token: 0,
-            claimed,
+            arrival,
             waited: false,
             conflict: None,
             prev_commit: None,

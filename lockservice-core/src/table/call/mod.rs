@@ -83,8 +83,7 @@ pub(super) struct EngineCall {
     pub(super) token: Option<FencingToken>,
     /// The number of changes, the first ones, that do not have the token yet.
     pub(super) without_token: usize,
-    /// The token of a claim (P6), which draws none.
-    pub(super) claimed: Option<FencingToken>,
+    pub(super) arrival: Arrival,
     pub(super) waited: bool,
     /// The first conflicting holder or waiter that it met.
     pub(super) conflict: Option<Conflict>,
@@ -96,7 +95,7 @@ pub(super) struct EngineCall {
     pub(super) escalate: bool,
     /// The range that they became.
     pub(super) escalated: Option<Box<KeyRange>>,
-    /// When the call was made.
+    /// When the call was made, here or at an earlier incarnation.
     pub(super) since: Time,
     /// Its queue position while it waits, or its position among the unfinished calls between two
     /// slices.
@@ -105,6 +104,16 @@ pub(super) struct EngineCall {
     pub(super) waker: Option<Waker>,
     /// The memory that it was counted with when its wait began, in bytes; 0 if it never waited.
     pub(super) bytes: usize,
+}
+
+/// How a call came here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Arrival {
+    New,
+    /// It has waited at an earlier incarnation of the node, and keeps its place (P6).
+    Earlier,
+    /// It claims, under this token, and draws none (P6).
+    Claim(FencingToken),
 }
 
 /// The transactions on whose behalf a call is made. While the call waits, they wait too.
@@ -130,6 +139,14 @@ impl EngineCall {
     /// The item that it waits for. Only for a call that waits.
     pub(super) fn item(&self) -> &LockItem {
         &self.items[self.next]
+    }
+
+    /// The token of a claim.
+    pub(super) const fn claimed(&self) -> Option<FencingToken> {
+        match self.arrival {
+            Arrival::Claim(token) => Some(token),
+            Arrival::New | Arrival::Earlier => None,
+        }
     }
 
     /// Notes that the next item was added to the holds of the transaction, or upgraded.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::refusal::held_by_ancestor;
-use super::{CallId, EngineCall, Stage, is_range};
+use super::{Arrival, CallId, EngineCall, Stage, is_range};
 use crate::id::TxnId;
 use crate::table::entry::{Entry, Position};
 use crate::table::memory::call_bytes;
@@ -19,9 +19,18 @@ impl EngineState {
         let call = &mut self.calls[id];
         call.stage = Stage::Waiting;
         call.waited = true;
-        let position = self.positions.next(upgrade);
+        let keeps_place = call.arrival == Arrival::Earlier && !upgrade;
+        let position = if keeps_place {
+            self.positions.next_earlier(call.since)
+        } else {
+            self.positions.next(upgrade)
+        };
         self.enqueue(id, position);
         self.resolve_wait(id);
+        if keeps_place && self.calls[id].is_waiting() {
+            // All that keeps it from its item may be waiters that are behind it now.
+            self.candidates.insert((self.calls[id].position, id));
+        }
     }
 
     /// Makes a call that has all its items wait for a token, behind those that wait already.

@@ -6,7 +6,7 @@ use lockservice_core::table::{RowGrant, WaitPolicy};
 use lockservice_core::{BindVersion, ErrorKind, FencingToken, KeyRange, LockItem, LockMode};
 
 use super::graph::conflicts;
-use super::{Advance, Call, Granted, Hold, Model, Outcome};
+use super::{Advance, Call, Granted, Hold, Model, Outcome, Part};
 use crate::Client;
 
 impl Model {
@@ -19,6 +19,7 @@ impl Model {
         mut items: Vec<LockItem>,
         mode: LockMode,
         (wait, escalate): (WaitPolicy, bool),
+        came_earlier: Option<u64>,
         clients: &mut [Client],
     ) {
         self.at_once.insert(txn);
@@ -59,7 +60,8 @@ impl Model {
             skipped: Vec::new(),
             escalate,
             escalated: None,
-            among_upgrades: false,
+            came_earlier,
+            part: Part::All,
         };
         let refused = match self.advance(&mut call) {
             Advance::Complete if self.lacks_token(&call) && !wait.is_patient() => {
@@ -122,7 +124,8 @@ impl Model {
             skipped: Vec::new(),
             escalate: false,
             escalated: None,
-            among_upgrades: false,
+            came_earlier: None,
+            part: Part::All,
         };
         assert!(matches!(self.advance(&mut call), Advance::Complete), "{txn}: {grant:?}");
         assert_eq!(grant.newly_locked, !call.changes.is_empty(), "{txn}: {grant:?}");

@@ -5,20 +5,20 @@ use std::collections::BTreeSet;
 use lockservice_core::table::VictimPolicy;
 use lockservice_core::{DeadlockEdge, ErrorKind};
 
-use super::{Call, Model};
+use super::{Call, Model, Part};
 use crate::{Client, number, poll_all};
 
 impl Model {
     pub(super) fn begin_wait(&mut self, mut call: Call, upgrade: bool, clients: &mut [Client]) {
         let txn = call.txn;
         call.waited = true;
-        call.among_upgrades = upgrade;
-        if upgrade {
-            let upgrades = self.queue.iter().take_while(|call| call.among_upgrades).count();
-            self.queue.insert(upgrades, call);
-        } else {
-            self.queue.push(call);
-        }
+        call.part = match call.came_earlier {
+            _ if upgrade => Part::Upgrades,
+            Some(came) => Part::Earlier(came),
+            None => Part::All,
+        };
+        let ahead = self.queue.iter().take_while(|other| other.part <= call.part).count();
+        self.queue.insert(ahead, call);
         let at = self.queue.iter().position(|call| call.txn == txn).expect("just put there");
         if self.reaches(at, txn, false) {
             // One victim, however many cycles there are.
@@ -115,7 +115,7 @@ impl Model {
         }
         order.extend(waiting.iter().copied().filter(|at| !on_cycle.contains(at)));
         for at in waiting {
-            self.queue[at].among_upgrades = false;
+            self.queue[at].part = Part::All;
         }
         self.queue = order.into_iter().map(|at| self.queue[at].clone()).collect();
     }

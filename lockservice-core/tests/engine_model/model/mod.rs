@@ -63,8 +63,19 @@ struct Call {
     escalate: bool,
     /// The range that its transaction's rows became, and its token.
     escalated: Option<(LockItem, u64)>,
-    /// It stands among the upgrades, ahead of all others.
-    among_upgrades: bool,
+    /// When it came to an earlier incarnation, in milliseconds.
+    came_earlier: Option<u64>,
+    /// Its part of the queue.
+    part: Part,
+}
+
+/// The parts of the queue, in their order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Part {
+    Upgrades,
+    /// Those that came to an earlier incarnation, by the millisecond in which they did.
+    Earlier(u64),
+    All,
 }
 
 impl Call {
