@@ -32,7 +32,8 @@ pub(super) async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Opt
     loop {
         let clock = shared.node.client.clock();
         let deadline = *shared.deadline.borrow();
-        let pause = backoff.next().min(deadline.remaining(clock.now()));
+        let now = clock.now();
+        let pause = backoff.next(now).min(deadline.remaining(now));
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
