@@ -22,6 +22,11 @@ use crate::proto::client_op::Op;
 /// The most that an operation on a table costs beyond its items.
 const TABLE_OP_BYTES: usize = 64 + 2 * lockservice_core::NAME_BYTES_MAX + OP_OVERHEAD_BYTES;
 
+/// The most operations of one transaction that are under way with those of a roll-back here: as many
+/// as a server queues by default, and it takes in as many releases again. There is one for each
+/// table and mode, and more if their items are many.
+const ROLL_BACK_OPS_MAX: usize = 4 * TXN_OPS_MAX as usize;
+
 type Reply = oneshot::Sender<Result<()>>;
 
 impl Outbox {
@@ -94,12 +99,17 @@ impl OutboxState {
             let chunks = in_chunks(items, self.frame_bytes_max);
             ops.extend(chunks.into_iter().map(|items| end_of(&table, mode, &items)));
         }
-        let under_way = self.txns.get_mut(key.0).map_or(0, |slot| slot.under_way);
-        if under_way as usize + ops.len() > TXN_OPS_MAX as usize {
-            return Err(Error::new(
-                ErrorKind::ResourceExhausted,
-                "too many calls of one transaction at once: wait for some of them",
-            ));
+        let under_way = self.txns.get_mut(key.0).map_or(0, |slot| slot.under_way) as usize;
+        if under_way + ops.len() > ROLL_BACK_OPS_MAX {
+            let message = if ops.len() > ROLL_BACK_OPS_MAX {
+                "after a restart of the server, the roll-back takes too many operations: end the \
+                    transaction, and begin again"
+            } else {
+                "too many calls of one transaction at once: wait for some of them"
+            };
+            return Err(Error::new(ErrorKind::ResourceExhausted, message)
+                .with("operations", ops.len())
+                .with("most", ROLL_BACK_OPS_MAX));
         }
         let mut waker = None;
         // What is not decided yet would be granted after the roll-back.

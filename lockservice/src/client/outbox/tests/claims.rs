@@ -219,3 +219,46 @@ fn what_an_operator_ended_before_a_restart_is_not_claimed_and_holds_back_until_i
     assert!(!outbox.is_held_back());
     assert_eq!(outbox.lost_deadline(&txn), Some(Time::ZERO), "that of before the restart");
 }
+
+/// Rolls a transaction back that locked a row in each of so many tables before a restart. Returns
+/// the operations that are sent, and whether the last response ends the roll-back.
+fn rolled_back_after_a_restart(tables: usize) -> Result<(Vec<Op>, bool)> {
+    let (outbox, stream) = opened();
+    let txn = NumberedTxn::new(TxnOptions::default());
+    for number in 0..tables {
+        let table = TableRef::new("g", format!("t{number}")).expect("names");
+        let spec = LockSpec { table, ..spec(1, 1) };
+        let permits = Arc::new(Semaphore::new(1));
+        let (call, _response) =
+            outbox.lock(&txn, &spec, CallContext::default(), permit(&permits)).expect("small");
+        let id = sent(&outbox, stream).ops[0].id;
+        outbox.take_response(OpId::new(id), granted(9), &Ok(()));
+        outbox.acknowledge(call);
+    }
+    let (_, stream) = restarted(&outbox);
+    outbox.open(1 << 20);
+    let mut back = outbox.roll_back_to(&txn, SavepointAt::FIRST)?;
+    let (mut ops, mut cx) = (Vec::new(), Context::from_waker(Waker::noop()));
+    while let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &Settable::default(), &mut cx) {
+        ops.extend(read(Poll::Ready(Some(frame))).ops);
+    }
+    assert!(back.try_recv().is_err(), "the server has not responded");
+    let last = ops.last().expect("a release").id;
+    outbox.take_response(OpId::new(last), Ok(Response::Done), &Ok(()));
+    let is_over = matches!(back.try_recv(), Ok(Ok(())));
+    Ok((ops.into_iter().filter_map(|op| op.op).collect(), is_over))
+}
+
+#[test]
+fn a_roll_back_after_a_restart_may_take_more_operations_than_a_caller_may_have_under_way() {
+    let (ops, is_over) = rolled_back_after_a_restart(200).expect("it has room");
+    assert!(ops.iter().all(|op| matches!(op, Op::Unlock(_))), "{ops:?}");
+    assert_eq!((ops.len(), is_over), (200, true));
+}
+
+#[test]
+fn a_roll_back_that_takes_too_many_operations_says_what_remains() {
+    let why = rolled_back_after_a_restart(300).expect_err("too many");
+    assert_eq!(why.kind(), ErrorKind::ResourceExhausted);
+    assert!(why.to_string().contains("end the transaction"), "{why}");
+}
