@@ -13,6 +13,7 @@
 //! | `promises.rs` | lapsed promises, and the fate of their locks (P1, C4, C5) |
 //! | `quotas.rs` | what one client may use, and what it returns |
 //! | `reclaim.rs` | claims of what was held before a restart (P6) |
+//! | `reclaim_undecided.rs` | claims without a decision, and those that fail (P6) |
 //! | `reclaim_waits.rs` | waits over a restart (P6) |
 //! | `roll_back.rs` | roll-backs, and the items on which later calls rely |
 //! | `rows.rs` | rows that an embedder locks at once |
@@ -29,6 +30,7 @@ mod operations;
 mod promises;
 mod quotas;
 mod reclaim;
+mod reclaim_undecided;
 mod reclaim_waits;
 mod roll_back;
 mod rows;

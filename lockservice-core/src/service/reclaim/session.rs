@@ -10,12 +10,17 @@ use crate::id::{
 };
 use crate::key::{LockItem, LockMode};
 use crate::metrics::TxnKillCause;
-use crate::service::reclaim::{refused, serves_again};
+use crate::service::reclaim::{ClaimedBind, refused, serves_again};
 use crate::service::session::queue::TxnQueue;
 use crate::service::session::state::Stage;
+use crate::service::tables::{RETRY_FIRST, RETRY_MOST, passes};
 use crate::service::txn::{CallInFlight, TxnRecord};
 use crate::service::{LockService, OpenedBy, Promise, Quota, ServiceInner, Session, TxnOptions};
 use crate::table::{LockRequest, WaitPolicy};
+
+/// For how long a claim waits for the allocator. It is shorter than the time for which clients of
+/// this repository wait for a response to a claim.
+const BIND_MAX: Duration = Duration::from_secs(2);
 
 /// What a transaction held before the restart of its server (P6).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -106,13 +111,27 @@ impl Session {
     /// - `ClaimRefused`: what was held is lost. The client stops the work under it.
     /// - `InvalidArgument`: the session is not one of an earlier incarnation, or the transaction
     ///   validates, or has another id or number than before.
+    /// - `Unavailable`: the allocator does not respond. The caller makes no further claim of the
+    ///   session, and does not say that it [claimed everything](Self::claims_done), before it has
+    ///   made all of them again.
     /// - `SessionLost`, `LeaseLost`, `ShuttingDown`, `Restarting`: it is not known whether the
     ///   claim counts. The client resumes the session, and claims again.
-    /// - `ResourceExhausted` at the bounds on transactions and their memory.
+    /// - `ResourceExhausted` at the bounds on transactions and their memory. What was held stays
+    ///   closed to others for the full wait.
     ///
     /// # Cancel safety
     /// What was claimed by then stays claimed. The client claims again.
     pub async fn claim(&self, claim: TxnClaim) -> Result<Vec<BindVersion>> {
+        let claimed = self.claim_all(claim).await;
+        if let Err(e) = &claimed
+            && !matches!(e.kind(), ErrorKind::ClaimRefused | ErrorKind::Unavailable)
+        {
+            self.record.state.lock().has_lost_claims = true;
+        }
+        claimed
+    }
+
+    async fn claim_all(&self, claim: TxnClaim) -> Result<Vec<BindVersion>> {
         let (number, id) = (claim.number, claim.id);
         let txn = self.begin_claimed(&claim)?;
         let mut versions = Vec::with_capacity(claim.locks.len());
@@ -122,6 +141,9 @@ impl Session {
             // The binder may have found the table taken by this claim.
             self.inner.tables.lines.lock().look_again(&table);
             if let Err(why) = claimed.map(|version| versions.push(version)) {
+                if why.kind() == ErrorKind::Unavailable {
+                    return Err(why);
+                }
                 tracing::warn!(
                     client = %self.record.renewals.client,
                     txn = ?id,
@@ -143,14 +165,17 @@ impl Session {
     /// # Errors
     /// Those of [`renew`](Self::renew).
     pub fn claims_done(&self, last: TxnNumber) -> Result<Promise> {
-        {
+        let has_lost_claims = {
             let mut state = self.record.state.lock();
             state.highest = state.highest.max(last);
             state.refused_claims.clear();
             state.has_claimed = true;
-        }
+            state.has_lost_claims
+        };
         let promise = self.renew()?;
-        self.inner.holder_done(HolderMark::of(self.record.id));
+        if !has_lost_claims {
+            self.inner.holder_done(HolderMark::of(self.record.id));
+        }
         Ok(promise)
     }
 
@@ -224,7 +249,7 @@ impl ServiceInner {
         locks: ClaimedLocks,
     ) -> Result<BindVersion> {
         self.check_serving()?;
-        let claimed = match self.claim_table(&locks.table, locks.version).await {
+        let claimed = match self.claim_table_in_time(&locks.table, locks.version).await {
             Ok(claimed) => claimed,
             // This claim may have been made before.
             Err(e) => return self.still_held(txn, &locks).await.ok_or(e),
@@ -283,6 +308,33 @@ impl ServiceInner {
                 ));
             }
             self.give_up_claim(blocker.txn, &table);
+        }
+    }
+
+    /// Binds a table for claims, unless it is. While there is no leader, or its store does not
+    /// respond, it tries again. Fails with `Unavailable` if that takes too long: then it is not
+    /// known whether what was held can be claimed.
+    async fn claim_table_in_time(
+        self: &Arc<Self>,
+        table: &TableRef,
+        version: BindVersion,
+    ) -> Result<Arc<ClaimedBind>> {
+        let give_up = self.parts.env.now() + BIND_MAX;
+        let mut pause = RETRY_FIRST;
+        loop {
+            let error = match self.claim_table(table, version).await {
+                Err(e) if passes(&e) => e,
+                decided => return decided,
+            };
+            self.check_serving()?;
+            if self.parts.env.now() + pause >= give_up {
+                let message = "the table cannot be bound for claims yet: claim again";
+                return Err(Error::new(ErrorKind::Unavailable, message)
+                    .with("table", table)
+                    .with_source(error));
+            }
+            self.pause(pause).await;
+            pause = (pause * 2).min(RETRY_MOST);
         }
     }
 

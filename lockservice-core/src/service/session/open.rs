@@ -111,6 +111,7 @@ impl LockService {
                 ops: 0,
                 charge,
                 refused_claims: HashSet::new(),
+                has_lost_claims: false,
                 has_claimed: false,
             }),
             claims_from,

@@ -49,6 +49,9 @@ pub(in crate::service) struct SessionState {
     pub(in crate::service) charge: Charge,
     /// Transactions of which a claim was refused (P6), until the client has claimed everything.
     pub(in crate::service) refused_claims: HashSet<TxnNumber>,
+    /// A claim failed that may have been of something held. What it was of stays closed to others
+    /// for the full wait, whatever the client says then: its work may still run (P5).
+    pub(in crate::service) has_lost_claims: bool,
     /// The client has said that it claimed everything.
     pub(in crate::service) has_claimed: bool,
 }

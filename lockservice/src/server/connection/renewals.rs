@@ -1,7 +1,7 @@
 //! The operations of a session that are of no transaction: renewals, and claims after a restart.
 
 use lockservice_core::service::{Promise, TxnClaim};
-use lockservice_core::{Result, Sequence, TxnNumber};
+use lockservice_core::{ErrorKind, Result, Sequence, TxnNumber};
 
 use super::{Stream, Wire};
 use crate::{convert, proto};
@@ -35,7 +35,12 @@ impl Stream {
                 let versions = versions.iter().map(|version| version.get()).collect();
                 self.responses.push(id, Wire::Claimed(proto::Claimed { versions }));
             }
-            Err(e) => self.responses.push_error(id, &e),
+            Err(e) => {
+                self.responses.push_error(id, &e);
+                // It is not decided: what follows, the end of all claims at last, would open the
+                // table to others. The client claims again on another stream.
+                self.over |= e.kind() == ErrorKind::Unavailable;
+            }
         }
     }
 
