@@ -14,8 +14,12 @@ const TTL: Duration = Duration::from_secs(10);
 const STOP_TIME: Duration = Duration::from_millis(100);
 
 const HOLDERS: usize = 17;
-/// With as many holders, fifty freezes of a holder; each takes as long as a freeze.
-const FREEZES: usize = 3;
+
+/// `INTEGRATION_FREEZES`, or 3. Each takes as long as a freeze, and as long as a third of the TTL.
+fn freezes() -> u32 {
+    std::env::var("INTEGRATION_FREEZES")
+        .map_or(3, |text| text.parse().expect("INTEGRATION_FREEZES is a number"))
+}
 
 /// Stops the server for this long. The time itself is what is tested.
 fn freeze(server: &Server, time: Duration) {
@@ -60,14 +64,15 @@ fn tokens(server: &Server) -> Vec<(String, u64)> {
 fn a_freeze_of_the_server_for_six_tenths_of_the_guard_loses_nothing() {
     let server = Server::start();
     let holders = holders(&server);
-    let mut waiter = server.lock(&["t", "0", "--quiet", "--timeout", "300s"], "echo in");
+    let time_out = format!("{}s", (TTL * (freezes() + 20)).as_secs());
+    let mut waiter = server.lock(&["t", "0", "--quiet", "--timeout", &time_out], "echo in");
     server.waits(1);
     let before = tokens(&server);
     assert_eq!(before.len(), HOLDERS);
     // P2. A renewal may be due just when the freeze begins: two thirds of the TTL are left then.
     let guard = lo(TTL) - STOP_TIME;
     let mut random = SmallRng::seed_from_u64(11);
-    for round in 0..FREEZES {
+    for round in 0..freezes() {
         // At any moment between two renewals.
         sleep_until(now() + random.random_range(Duration::ZERO..TTL / 3));
         freeze(&server, guard.mul_f64(0.6));
