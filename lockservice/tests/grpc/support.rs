@@ -46,8 +46,6 @@ impl Served {
         allocator: AllocatorSettings,
         settings: ServerSettings,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound").to_string();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
         let candidate =
@@ -56,8 +54,14 @@ impl Served {
             LocalAllocator::open(store, Arc::clone(&clock), allocator, candidate)
                 .await
                 .expect("a fresh store opens");
-        let mut parts =
-            ServiceParts::new(allocator, clock, NodeName::new("node-1").expect("a name"));
+        let name = NodeName::new("node-1").expect("a name");
+        Self::start_service(ServiceParts::new(allocator, clock, name), settings).await
+    }
+
+    /// Starts a service of these parts.
+    pub(crate) async fn start_service(mut parts: ServiceParts, settings: ServerSettings) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
         parts.address.clone_from(&address);
         let host = ServiceHost::start(parts).await.expect("the service starts");
         let (stop, stopped) = oneshot::channel::<()>();
@@ -70,6 +74,11 @@ impl Served {
 
     pub(crate) fn stop(&mut self) {
         let _ = self.stop.take().expect("stopped once").send(());
+    }
+
+    /// Ends it as a crash does.
+    pub(crate) fn kill(self) {
+        self.task.abort();
     }
 
     pub(crate) async fn stopped(self) -> Stopped {

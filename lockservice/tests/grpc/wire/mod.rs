@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `frames.rs` | the session stream |
 //! | `calls.rs` | the unary calls |
+//! | `claims.rs` | claims after a restart |
 //! | `connections.rs` | connections |
 //! | `lists.rs` | lists |
 //! | `losses.rs` | transactions that an operator ends |
 
 mod calls;
+mod claims;
 mod connections;
 mod frames;
 mod lists;
