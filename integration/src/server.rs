@@ -143,6 +143,24 @@ impl Place {
         within("the command ends", command.output()).await.expect("it can be started")
     }
 
+    /// What the last `count` processes have logged, after a moment in which the last one may have
+    /// said more: for a failure.
+    pub async fn last_logs(&self, count: usize) -> String {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let directory = std::fs::read_dir(self.directory()).expect("the test's directory");
+        let mut logs: Vec<(u32, PathBuf)> = directory
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let name = path.file_name()?.to_str()?;
+                let life = name.strip_prefix("serve-")?.strip_suffix(".log")?.parse().ok()?;
+                Some((life, path))
+            })
+            .collect();
+        logs.sort();
+        let last = logs.iter().rev().take(count).rev();
+        last.map(|(life, path)| format!("process {life}:\n{}\n", text_of(path))).collect()
+    }
+
     /// A client of the server here.
     ///
     /// # Panics

@@ -112,7 +112,11 @@ async fn they_go_on(place: &Place, ends: &[End]) {
         let end = ends[rng.random_range(0..ends.len())];
         println!("round {round}: {end:?}, {served} turns, {} queues", before.len());
         server = end.make(place, server, &mut rng).await;
-        assert_eq!(load.ended_early(), [], "seed {seed}, round {round}, {end:?}: {}", server.log());
+        let ended = load.ended_early();
+        if !ended.is_empty() {
+            let logs = Box::pin(place.last_logs(3)).await;
+            panic!("seed {seed}, round {round}, {end:?}: {ended:?}\n{logs}");
+        }
         let admin = place.client().await.admin();
         queues.add(served, before, end, &load, &admin, &mut journal).await;
     }
