@@ -48,6 +48,17 @@
 //! A store is a [`BindStore`](store::BindStore); the suites of `testing` (feature `testing`) check
 //! one. The notes in `docs` explain how it all works.
 
+/// True if a test has planted this fault of `testing::Planted` into this thread.
+macro_rules! planted {
+    ($fault:ident) => {{
+        #[cfg(any(test, feature = "testing"))]
+        let planted = crate::testing::Planted::$fault.is_planted();
+        #[cfg(not(any(test, feature = "testing")))]
+        let planted = false;
+        planted
+    }};
+}
+
 pub mod allocator;
 mod bind;
 pub mod clock;

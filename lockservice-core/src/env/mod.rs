@@ -20,6 +20,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `mod.rs` | [`Env`], and the rate of its clock |
+//! | `process.rs` | [`Process`]: the life of a simulated process |
 //! | `model.rs` | tasks and timers for shuttle, in place of tokio's |
 //!
 //! ```
@@ -36,6 +37,8 @@
 
 #[cfg(shuttle)]
 mod model;
+#[cfg(not(any(loom, shuttle)))]
+mod process;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -48,6 +51,9 @@ use tokio::time::{Sleep, Timeout};
 
 use crate::clock::{Clock, SystemClock, Time};
 use crate::sync::Mutex;
+
+#[cfg(not(any(loom, shuttle)))]
+pub use self::process::Process;
 
 #[cfg(shuttle)]
 pub(crate) use self::model::{AbortHandle, Handle, JoinHandle, JoinSet};
@@ -81,6 +87,8 @@ struct Simulation {
     random: Mutex<StdRng>,
     #[cfg_attr(shuttle, allow(dead_code, reason = "the timers of a model follow its clock"))]
     rate: ClockRate,
+    #[cfg(not(any(loom, shuttle)))]
+    process: Process,
 }
 
 impl Env {
@@ -105,7 +113,22 @@ impl Env {
             ClockRate::EXACT => clock,
             rate => Arc::new(SkewedClock { exact: clock, rate }),
         };
-        Self::new(clock, Some(Arc::new(Simulation { random, rate })))
+        Self::new(
+            clock,
+            Some(Arc::new(Simulation {
+                random,
+                rate,
+                #[cfg(not(any(loom, shuttle)))]
+                process: Process::default(),
+            })),
+        )
+    }
+
+    /// The process of a simulated node: everything that is spawned through this environment.
+    /// `None` for a real one.
+    #[cfg(not(any(loom, shuttle)))]
+    pub fn process(&self) -> Option<&Process> {
+        self.simulation.as_deref().map(|simulation| &simulation.process)
     }
 
     fn new(clock: Arc<dyn Clock>, simulation: Option<Arc<Simulation>>) -> Self {
@@ -162,6 +185,12 @@ impl Env {
         &self,
         task: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
+        #[cfg(not(any(loom, shuttle)))]
+        if let Some(process) = self.process() {
+            let handle = tokio::spawn(process.own(task));
+            process.keep(handle.abort_handle());
+            return handle;
+        }
         #[cfg(not(shuttle))]
         return tokio::spawn(task);
         #[cfg(shuttle)]
@@ -178,6 +207,11 @@ impl Env {
         set: &mut JoinSet<T>,
         task: impl Future<Output = T> + Send + 'static,
     ) {
+        #[cfg(not(any(loom, shuttle)))]
+        if let Some(process) = self.process() {
+            process.keep(set.spawn(process.own(task)));
+            return;
+        }
         set.spawn(task);
     }
 

@@ -50,10 +50,10 @@ const SHARDS_DEFAULT: usize = 2;
 const ENTRIES_KEPT: usize = 16;
 
 /// The hash of the crate's sharded tables, with random words that clients cannot predict.
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(any(loom, shuttle, feature = "simulation")))]
 pub(crate) type KeyHasher = foldhash::quality::RandomState;
-/// Loom replays interleavings, so every run must put a key into the same shard.
-#[cfg(any(loom, shuttle))]
+/// A model or a simulation is replayed, so every run must put a key into the same shard.
+#[cfg(any(loom, shuttle, feature = "simulation"))]
 pub(crate) type KeyHasher = foldhash::quality::FixedState;
 
 /// A sharded map reached through closures: no guard can be held too long, and no lookup creates an

@@ -110,6 +110,7 @@ impl ServiceInner {
     pub(crate) async fn pause(&self, pause: Duration) {
         let mut phase = self.phase.subscribe();
         tokio::select! {
+            biased;
             () = self.parts.env.sleep(pause) => {}
             _ = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => {}
         }

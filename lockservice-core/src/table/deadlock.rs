@@ -103,7 +103,13 @@ impl EngineState {
             return;
         }
         if let Some(cycle) = self.cycle(id, Edges::Hard) {
-            let victim = self.victim(id, &cycle);
+            let mut victim = self.victim(id, &cycle);
+            if planted!(VictimOutsideCycle) {
+                let outside = |id: &CallId| !cycle.members.contains(id);
+                let mut waiting = self.calls.ids().into_iter().filter(outside);
+                let bystander = waiting.find(|id| self.calls[*id].is_waiting());
+                victim = bystander.unwrap_or(victim);
+            }
             self.counts.deadlocks.note(cycle.members.len());
             let error = self.deadlock_error(&cycle.members, victim);
             self.fail(victim, error);

@@ -194,6 +194,7 @@ impl EngineState {
                 });
                 return;
             }
+            Released::Item(LockItem::Range(_)) if planted!(LostWakeUp) => return,
             Released::Item(item @ LockItem::Range(_)) => {
                 table.overlapping_range_queues(&item, |queue| {
                     self.candidates.extend(queue.first_after(Position::FIRST));

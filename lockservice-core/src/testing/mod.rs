@@ -11,6 +11,7 @@
 //! | `shared_store.rs` | a store that several nodes of a test share, with backups and cuts |
 //! | `hooked_allocator.rs` | an allocator some of whose calls a test changes |
 //! | `local_peers.rs` | nodes of one process that reach each other without a network |
+//! | `planted.rs` | faults that a test plants into the product |
 //! | `clock.rs` | clocks that a test moves or stops |
 //! | `fuzzing.rs` | what a fuzzer feeds bytes to |
 //!
@@ -25,6 +26,7 @@ mod faulty_store;
 mod fuzzing;
 mod hooked_allocator;
 mod local_peers;
+mod planted;
 #[cfg(not(loom))]
 mod service_suite;
 mod shared_store;
@@ -37,6 +39,7 @@ pub use self::faulty_store::{Fault, FaultyStore};
 pub use self::fuzzing::{fuzz_dump, fuzz_store_entry};
 pub use self::hooked_allocator::{AllocatorHooks, HookedAllocator};
 pub use self::local_peers::LocalPeers;
+pub use self::planted::Planted;
 #[cfg(not(loom))]
 pub use self::service_suite::{
     ServiceFixture, SessionFixture, TxnFixture, UnparsedItem, service_suite,

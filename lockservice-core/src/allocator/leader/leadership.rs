@@ -63,6 +63,7 @@ impl LeadershipCell {
         match self.sent.load(Ordering::Acquire) {
             EXCLUSIVE => Time::from_nanos(u64::MAX),
             ENDED => Time::ZERO,
+            _ if planted!(OldEpochAccepted) => Time::from_nanos(u64::MAX),
             sent => {
                 let sent = Time::from_nanos(sent);
                 if now >= sent + self.responds_for { Time::ZERO } else { sent + self.ttl }

@@ -67,6 +67,9 @@ impl Lease {
 
     /// True if its end must have come for its owner too: hi(TTL) has passed since the last renewal.
     pub(crate) fn lapsed(self, ttl: Ttl, now: Time) -> bool {
+        if planted!(TwoOwners) {
+            return now >= self.renewed_at + ttl.raw / 2;
+        }
         now >= self.renewed_at + ttl.hi
     }
 
@@ -86,6 +89,9 @@ impl Lease {
 
     /// The time until everything that rests on its last renewal must have run out.
     pub(crate) fn lapses_in(self, ttl: Ttl, now: Time) -> Duration {
+        if planted!(TwoOwners) {
+            return (self.renewed_at + ttl.raw / 2).remaining(now);
+        }
         (self.renewed_at + ttl.hi).remaining(now)
     }
 }

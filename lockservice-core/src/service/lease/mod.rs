@@ -61,6 +61,9 @@ impl Lease {
 
     /// From this moment the holder neither grants nor responds (B2).
     pub(crate) fn seal_at(&self) -> Time {
+        if planted!(GrantWithoutLease) {
+            return self.sent + Duration::MAX;
+        }
         self.sent + lo(self.ttl)
     }
 
@@ -72,7 +75,8 @@ impl Lease {
     /// The raw remaining lease, on which promises to sessions rest (P1). `None` if it is
     /// [over](Self::is_over).
     pub(crate) fn remaining(&mut self, now: Time) -> Option<Duration> {
-        (!self.is_over(now)).then(|| (self.sent + self.ttl).remaining(now))
+        let ttl = if planted!(GrantWithoutLease) { Duration::MAX } else { self.ttl };
+        (!self.is_over(now)).then(|| (self.sent + ttl).remaining(now))
     }
 
     /// The time that one try to renew may take before the next is made beside it: four fit between

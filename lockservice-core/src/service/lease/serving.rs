@@ -40,7 +40,8 @@ impl Serving {
     /// Takes a lease over. To be called under its mutex.
     pub(crate) fn set(&self, lease: &Lease) {
         let ended = lease.over || self.is_closed.load(Ordering::Relaxed);
-        self.ends_at.store(nanos(lease.sent + lease.ttl), Ordering::Relaxed);
+        let ttl = if planted!(GrantWithoutLease) { Duration::MAX } else { lease.ttl };
+        self.ends_at.store(nanos(lease.sent + ttl), Ordering::Relaxed);
         self.seal_at.store(if ended { 0 } else { nanos(lease.seal_at()) }, Ordering::Release);
     }
 

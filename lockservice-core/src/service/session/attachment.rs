@@ -33,7 +33,7 @@ pub struct Attachment {
 impl Attachment {
     /// False once a later attachment has replaced this one.
     pub fn is_current(&self) -> bool {
-        *self.attached.borrow() <= self.number
+        *self.attached.borrow() <= self.number || planted!(ReplayTakenTwice)
     }
 
     /// Resolves when a later attachment has replaced this one: its frames are to be dropped (T3).

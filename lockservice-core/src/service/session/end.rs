@@ -134,6 +134,10 @@ impl Session {
             queues
         };
         self.end_with(Ending::Lost(why.clone()));
+        if planted!(WaiterNotFenced) {
+            std::mem::forget(queues);
+            return;
+        }
         // Cancels running calls (their cancellers are dropped) and fails queued ones.
         for sender in queues.into_iter().flat_map(|(_, queue)| queue.into_waiting()) {
             let _ = sender.send(Err(why.clone()));
@@ -215,6 +219,7 @@ impl Session {
                 return;
             };
             tokio::select! {
+                biased;
                 () = self.inner.parts.env.sleep(timer(lapses, now)) => {}
                 () = self.over() => return,
                 sealed = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => {

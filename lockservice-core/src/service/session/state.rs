@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::guarded_map::KeyHasher;
 use crate::id::TxnNumber;
 use crate::service::kill::KillWaiter;
 use crate::service::session::loss::Loss;
@@ -34,7 +35,7 @@ pub(in crate::service) struct SessionState {
     pub(in crate::service) stopped: Vec<Arc<TxnRecord>>,
     /// Those who wait for the end of a session that was killed.
     pub(in crate::service) killers: Vec<KillWaiter>,
-    pub(in crate::service) txns: HashMap<TxnNumber, Box<TxnQueue>, foldhash::fast::RandomState>,
+    pub(in crate::service) txns: HashMap<TxnNumber, Box<TxnQueue>, KeyHasher>,
     /// Those of `txns` that were killed, in the order of their kills.
     pub(in crate::service) lost: Vec<TxnNumber>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has

@@ -24,6 +24,7 @@ use tracing::{Instrument as _, Span};
 use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
+use crate::guarded_map::KeyHasher;
 use crate::id::TableRef;
 use crate::service::tables::line::{
     Desertion, Handed, LastOwner, LinePosition, Lines, Requested, StandingFilter, StandingSlice,
@@ -41,7 +42,7 @@ use crate::table::{LockRequest, TableHandle};
 const TOKENS_LOW: u64 = 1 << 19;
 
 /// Its hashes are seeded, for clients choose the names.
-type OwnedTables = hashbrown::HashMap<TableRef, TableHandle, foldhash::quality::RandomState>;
+type OwnedTables = hashbrown::HashMap<TableRef, TableHandle, KeyHasher>;
 
 /// The binds that this service owns.
 #[derive(Debug, Default)]

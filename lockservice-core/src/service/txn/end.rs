@@ -95,6 +95,9 @@ impl ServiceInner {
     ) {
         let mut validating = Vec::new();
         for txn in txns {
+            if planted!(WaiterNotFenced) && self.engine.waiting_since(txn.id).is_some() {
+                continue;
+            }
             if txn.at_engine().close() == Closed::Ended {
                 continue;
             }
@@ -103,7 +106,7 @@ impl ServiceInner {
             }
             // Sealed, this incarnation grants nothing more, and the allocator fences all its
             // transactions at once (C4).
-            if txn.id.validates() && !self.is_sealed() {
+            if txn.id.validates() && !self.is_sealed() && !planted!(OrphanReleasedEarly) {
                 self.engine.cancel_wait(txn.id);
                 validating.push(txn);
             } else {

@@ -71,6 +71,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
                 return Some(outcome);
             }
             tokio::select! {
+                biased;
                 () = inner.live.behind.notified() => {}
                 () = inner.parts.env.sleep(REPORT_EVERY) => {}
             }

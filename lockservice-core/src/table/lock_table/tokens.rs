@@ -47,6 +47,9 @@ impl Tokens {
         let block = self.blocks.front_mut()?;
         let end = FencingToken::new(block.next.get() + most.min(block.left()));
         let drawn = TokenBlock { next: std::mem::replace(&mut block.next, end), end };
+        if planted!(TokenUsedTwice) {
+            block.next = drawn.next;
+        }
         if block.left() == 0 {
             self.blocks.pop_front();
         }
