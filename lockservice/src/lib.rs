@@ -79,6 +79,9 @@ pub mod proto;
 mod reload;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 pub mod store;
 #[cfg(any(feature = "server", feature = "client"))]
 mod stream;

@@ -64,6 +64,13 @@ impl GrpcPeers {
         Ok(Self::over(Security::load(credentials, &[])?, patience))
     }
 
+    /// Peers over a simulated network.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub fn simulated(patience: Patience, network: Arc<dyn crate::simulation::Network>) -> Self {
+        Self::over(Security::simulated(network), patience)
+    }
+
     fn over(security: Security, patience: Patience) -> Self {
         Self { channels: Channels::new(security, patience.call), patience }
     }

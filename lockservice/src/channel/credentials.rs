@@ -90,9 +90,18 @@ pub(crate) struct Security {
     #[cfg(feature = "tls")]
     tls: Option<TlsClient>,
     token: Option<Token>,
+    /// Carries the calls in place of sockets.
+    #[cfg(feature = "simulation")]
+    network: Option<std::sync::Arc<dyn super::Network>>,
 }
 
 impl Security {
+    /// Servers are reached over a simulated network.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn simulated(network: std::sync::Arc<dyn super::Network>) -> Self {
+        Self { network: Some(network), ..Self::default() }
+    }
+
     /// Reads the files of `credentials`. Addresses without a scheme are reached with TLS if there
     /// is a CA or a certificate, or if one of `addresses` begins with `https://`.
     ///
@@ -111,11 +120,11 @@ impl Security {
             } else {
                 None
             };
-            Ok(Self { tls, token })
+            Ok(Self { tls, token, ..Self::default() })
         }
         #[cfg(not(feature = "tls"))]
         {
-            if encrypted { Err(without_tls()) } else { Ok(Self { token }) }
+            if encrypted { Err(without_tls()) } else { Ok(Self { token, ..Self::default() }) }
         }
     }
 
@@ -184,6 +193,10 @@ impl Security {
     /// The channel to `address`, which connects when it is first used. Must be called within a
     /// tokio runtime. Fails as [`reach`](Self::reach) does.
     pub(crate) fn link(&self, address: &str, connect_timeout: Duration) -> Result<Link> {
+        #[cfg(feature = "simulation")]
+        if let Some(network) = &self.network {
+            return Ok(Link::simulated(std::sync::Arc::clone(network), address));
+        }
         let (endpoint, dial) = self.reach(address, connect_timeout)?;
         Ok(self.over(endpoint.connect_with_connector_lazy(dial)))
     }

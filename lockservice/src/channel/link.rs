@@ -1,6 +1,8 @@
 //! [`Link`]: a channel, with the token that its calls present.
 
+use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -20,8 +22,16 @@ const TOKEN_BYTES_MAX: usize = 4 << 10;
 /// A channel whose calls present a token, if there is one. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
-    channel: Channel,
+    wire: Wire,
     token: Option<Token>,
+}
+
+/// What carries the calls.
+#[derive(Clone, Debug)]
+enum Wire {
+    Http(Channel),
+    #[cfg(feature = "simulation")]
+    Simulated(Arc<dyn super::Network>, Arc<str>),
 }
 
 /// A bearer token. It is shown nowhere.
@@ -85,24 +95,59 @@ fn header(token: &str, what: &str) -> Result<HeaderValue> {
 
 impl Link {
     pub(super) fn new(channel: Channel, token: Option<Token>) -> Self {
-        Self { channel, token }
+        Self { wire: Wire::Http(channel), token }
+    }
+
+    /// Calls to `address` over a simulated network.
+    #[cfg(feature = "simulation")]
+    pub(super) fn simulated(network: Arc<dyn super::Network>, address: &str) -> Self {
+        Self { wire: Wire::Simulated(network, address.into()), token: None }
     }
 }
 
 impl Service<Request<Body>> for Link {
     type Response = Response<Body>;
-    type Error = tonic::transport::Error;
-    type Future = <Channel as Service<Request<Body>>>::Future;
+    type Error = BoxError;
+    type Future = Carried;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.channel.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match &mut self.wire {
+            Wire::Http(channel) => channel.poll_ready(cx).map_err(Into::into),
+            #[cfg(feature = "simulation")]
+            Wire::Simulated(..) => Poll::Ready(Ok(())),
+        }
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if let Some(token) = &self.token {
             request.headers_mut().insert(AUTHORIZATION, token.header());
         }
-        self.channel.call(request)
+        match &mut self.wire {
+            Wire::Http(channel) => Carried::Http(channel.call(request)),
+            #[cfg(feature = "simulation")]
+            Wire::Simulated(network, address) => Carried::Simulated(network.call(address, request)),
+        }
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The response to a call, when it comes.
+pub(crate) enum Carried {
+    Http(<Channel as Service<Request<Body>>>::Future),
+    #[cfg(feature = "simulation")]
+    Simulated(super::NetworkResponse),
+}
+
+impl Future for Carried {
+    type Output = Result<Response<Body>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Http(response) => Pin::new(response).poll(cx).map_err(Into::into),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(response) => response.as_mut().poll(cx),
+        }
     }
 }
 

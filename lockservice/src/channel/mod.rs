@@ -10,11 +10,14 @@
 //! | `credentials` | what this end trusts and shows; how it connects with that |
 //! | `dial` | one attempt to connect to an address |
 //! | `link` | a channel, with the token that its calls present |
+//! | `network` | what carries calls in place of sockets, in a simulation |
 //! | `race` | attempts one after the other, and a slow one beside the next |
 
 mod credentials;
 mod dial;
 mod link;
+#[cfg(feature = "simulation")]
+mod network;
 mod race;
 
 use std::collections::HashMap;
@@ -29,6 +32,8 @@ pub use self::credentials::Credentials;
 pub(crate) use self::credentials::Security;
 pub(crate) use self::dial::Dial;
 pub(crate) use self::link::Link;
+#[cfg(feature = "simulation")]
+pub use self::network::{Network, NetworkError, NetworkResponse};
 #[cfg(feature = "client")]
 pub(crate) use self::race::{Tried, race};
 

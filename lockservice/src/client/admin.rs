@@ -97,7 +97,7 @@ impl AdminClient {
         let mut wire = self.wire.clone();
         let request = proto::ListLocksRequest { group, table, key };
         let stream = self.node.call(wire.list_locks(request)).await?;
-        let now = self.node.client.clock().now();
+        let now = self.node.client.env().now();
         self.collect(stream, |info| (info.cut, convert::lock_status_from_proto(info, now))).await
     }
 
@@ -114,7 +114,7 @@ impl AdminClient {
         let mut wire = self.wire.clone();
         let stream =
             self.node.call(wire.list_waits(proto::ListWaitsRequest { group, table })).await?;
-        let now = self.node.client.clock().now();
+        let now = self.node.client.env().now();
         self.collect(stream, |info| (info.cut, convert::wait_status_from_proto(info, now))).await
     }
 
@@ -225,7 +225,8 @@ impl AdminClient {
         let request = proto::KillSessionRequest { session, reason, now };
         let mut wire = self.wire.clone();
         let mut stream = self.node.call(wire.kill_session(request)).await?;
-        let first = tokio::time::timeout(self.node.client.parts.call_timeout, stream.message());
+        let patience = self.node.client.parts.call_timeout;
+        let first = self.node.client.env().timeout(patience, stream.message());
         match first.await.map_err(|_| self.node.no_response())? {
             Ok(Some(proto::KillProgress { progress: Some(Progress::Begun(begun)) })) => Ok(Kill {
                 client: begun.client,
@@ -271,8 +272,8 @@ impl AdminClient {
     ) -> Result<Listed<T>> {
         let mut listed = Listed { lines: Vec::new(), cut: false };
         loop {
-            match tokio::time::timeout(self.node.client.parts.call_timeout, stream.message()).await
-            {
+            let patience = self.node.client.parts.call_timeout;
+            match self.node.client.env().timeout(patience, stream.message()).await {
                 Ok(Ok(Some(message))) => {
                     let (cut, line) = parse(message);
                     listed.cut = cut;

@@ -127,7 +127,7 @@ impl AllocatorClient {
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let parts = &self.client.parts;
-        let give_up = parts.clock.now() + parts.call_timeout;
+        let give_up = parts.env.now() + parts.call_timeout;
         let mut given = self.client.addresses().cycle();
         let servers = self.client.addresses().count();
         let (mut hops, mut tried) = (0, 0);
@@ -139,7 +139,7 @@ impl AllocatorClient {
                 None => given.next().expect("there is an address").to_owned(),
             };
             let node = self.client.node(&address)?;
-            let sent = parts.clock.now();
+            let sent = parts.env.now();
             let outcome = node.call(call(Wire::new(node.channel.clone()))).await;
             let epoch = match &outcome {
                 Ok(response) => at(response).map(|at| at.epoch),
@@ -167,12 +167,12 @@ impl AllocatorClient {
             tried += usize::from(!hinted);
             // A single server that does not respond: the caller decides how long to wait for it.
             let alone = lost && !hinted && servers == 1;
-            if alone || give_up.remaining(parts.clock.now()).is_zero() {
+            if alone || give_up.remaining(parts.env.now()).is_zero() {
                 return Err(error);
             }
             if tried >= servers {
                 (hops, tried) = (0, 0);
-                tokio::time::sleep(TRY_AGAIN).await;
+                parts.env.sleep(TRY_AGAIN).await;
             }
         }
     }
@@ -199,7 +199,7 @@ impl AllocatorClient {
             .with("known", highest));
         }
         if epoch != highest {
-            *known = (epoch, parts.clock.now());
+            *known = (epoch, parts.env.now());
         }
         Ok(())
     }

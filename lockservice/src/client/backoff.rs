@@ -35,12 +35,14 @@ impl Backoff {
         self.pause = self.pause.max(BACKOFF.0);
     }
 
-    /// The pause before the next attempt, which begins `now`. It is shortened at random, so that
+    /// The pause before the next attempt, which begins `now`. It is shortened by `random`, so that
     /// not all clients come at once.
-    pub(super) fn next(&mut self, now: Time) -> Duration {
+    pub(super) fn next(&mut self, now: Time, random: u64) -> Duration {
         let since = *self.since.get_or_insert(now);
         let most = if now.since(since) < SOON.0 { SOON.1 } else { BACKOFF.1 };
-        let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));
+        // Of the longer half, a random part.
+        let part = (random >> 40) as f64 / (1_u64 << 24) as f64;
+        let pause = self.pause.mul_f64(0.5 + part / 2.0);
         self.pause = (self.pause * 2).clamp(BACKOFF.0, most);
         pause
     }
@@ -55,7 +57,7 @@ mod tests {
         let back = *now + away;
         let mut pauses = Vec::new();
         while *now < back {
-            let pause = backoff.next(*now);
+            let pause = backoff.next(*now, rand::random());
             *now = *now + pause;
             pauses.push(pause);
         }
@@ -81,20 +83,20 @@ mod tests {
         let mut last = Duration::ZERO;
         for _ in 0..200 {
             backoff.lived(Duration::from_millis(1));
-            last = backoff.next(now);
+            last = backoff.next(now, rand::random());
             now = now + last;
         }
         assert!(last >= BACKOFF.1 / 2, "{last:?}");
         backoff.lived(BACKOFF.1);
-        assert_eq!(backoff.next(now), Duration::ZERO);
-        assert!(backoff.next(now) <= BACKOFF.0, "it begins again");
-        assert!(backoff.next(now) <= SOON.1);
+        assert_eq!(backoff.next(now, rand::random()), Duration::ZERO);
+        assert!(backoff.next(now, rand::random()) <= BACKOFF.0, "it begins again");
+        assert!(backoff.next(now, rand::random()) <= SOON.1);
     }
 
     #[test]
     fn a_server_that_said_that_it_stops_is_not_called_at_once() {
         let mut backoff = Backoff::default();
         backoff.restarting();
-        assert!((BACKOFF.0 / 2..=BACKOFF.0).contains(&backoff.next(Time::ZERO)));
+        assert!((BACKOFF.0 / 2..=BACKOFF.0).contains(&backoff.next(Time::ZERO, rand::random())));
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::clock::Time;
+use lockservice_core::env::Env;
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tonic::Code;
@@ -23,7 +24,7 @@ pub struct ClientBuilder {
     call_timeout: Duration,
     start_timeout: Option<Duration>,
     stop_time: Duration,
-    clock: Arc<dyn Clock>,
+    env: Env,
 }
 
 impl Default for ClientBuilder {
@@ -35,7 +36,7 @@ impl Default for ClientBuilder {
             call_timeout: Duration::from_secs(10),
             start_timeout: None,
             stop_time: Duration::ZERO,
-            clock: Arc::new(SystemClock),
+            env: Env::system(),
         }
     }
 }
@@ -81,9 +82,12 @@ impl ClientBuilder {
         self
     }
 
-    /// The source of time. Default: the machine's clock, which counts through suspend.
-    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
+    /// The source of time, randomness, tasks and timers; a [`Clock`] alone will do. Default: the
+    /// machine's, whose clock counts through suspend.
+    ///
+    /// [`Clock`]: lockservice_core::clock::Clock
+    pub fn env(mut self, env: impl Into<Env>) -> Self {
+        self.env = env.into();
         self
     }
 
@@ -137,9 +141,30 @@ impl ClientBuilder {
             })?;
         let channels = Channels::new(security, self.connect_timeout);
         channels.insert(&given[home], channel);
+        Ok(self.client(addresses, given, home, channels))
+    }
+
+    /// A client whose calls go over a simulated network.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn simulated(
+        self,
+        network: Arc<dyn crate::channel::Network>,
+        addresses: &[String],
+    ) -> Client {
+        let channels = Channels::new(Security::simulated(network), self.connect_timeout);
+        self.client(&addresses.join(","), addresses.to_vec(), 0, channels)
+    }
+
+    fn client(
+        self,
+        given: &str,
+        addresses: Vec<String>,
+        home: usize,
+        channels: Channels,
+    ) -> Client {
         let parts = Parts {
-            given: addresses.to_owned(),
-            addresses: given,
+            given: given.to_owned(),
+            addresses,
             home: AtomicUsize::new(home),
             channels,
             leader: Mutex::new(None),
@@ -148,9 +173,9 @@ impl ClientBuilder {
             call_timeout: self.call_timeout,
             start_timeout: self.start_timeout.unwrap_or(self.call_timeout),
             stop_time: self.stop_time,
-            clock: self.clock,
+            env: self.env,
         };
-        Ok(Client { parts: Arc::new(parts) })
+        Client { parts: Arc::new(parts) }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lockservice_core::clock::{Clock, Time};
+use lockservice_core::env::Env;
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
@@ -64,7 +65,7 @@ pub(super) struct Parts {
     pub(super) call_timeout: Duration,
     pub(super) start_timeout: Duration,
     pub(super) stop_time: Duration,
-    pub(super) clock: Arc<dyn Clock>,
+    pub(super) env: Env,
 }
 
 /// One server as a client sees it.
@@ -123,17 +124,17 @@ impl Client {
     /// # Cancel safety
     /// A session that was opened for a dropped call lapses by its TTL.
     pub async fn session(&self, ttl: Option<Duration>) -> Result<Session> {
-        let give_up = self.clock().now() + self.parts.start_timeout;
+        let give_up = self.env().now() + self.parts.start_timeout;
         loop {
             let error = match self.open_anywhere(ttl).await {
                 Ok(session) => return Ok(session),
                 Err(e) => e,
             };
             let Some(pause) = pause_of_a_start(&error) else { return Err(error) };
-            if self.clock().now() + pause >= give_up {
+            if self.env().now() + pause >= give_up {
                 return Err(error);
             }
-            tokio::time::sleep(pause).await;
+            self.env().sleep(pause).await;
         }
     }
 
@@ -197,7 +198,11 @@ impl Client {
 
     /// The clock by which deadlines are counted.
     pub fn clock(&self) -> &Arc<dyn Clock> {
-        &self.parts.clock
+        self.parts.env.clock()
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        &self.parts.env
     }
 
     /// The server at `address`, connected when it is first called.
@@ -238,7 +243,7 @@ impl Node {
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T> {
-        match tokio::time::timeout(self.client.parts.call_timeout, call).await {
+        match self.client.env().timeout(self.client.parts.call_timeout, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(crate::convert::from_status(&status)),
             Err(_) => Err(self.no_response()),

@@ -92,7 +92,7 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         drop(shared.give_up().await);
         return Err(e);
     }
-    tokio::spawn(run(Arc::clone(&shared), connected));
+    shared.env().spawn(run(Arc::clone(&shared), connected));
     Ok(Arc::new(Handle { shared }))
 }
 
@@ -134,11 +134,11 @@ pub(super) async fn connect(
     frame::push(&mut frame, &op);
     let requests = Requests {
         outbox: Arc::clone(outbox),
-        clock: Arc::clone(node.client.clock()),
+        env: node.client.env().clone(),
         number,
         hello: Some(frame.freeze()),
     };
-    let sent = node.client.clock().now();
+    let sent = node.client.env().now();
     let counted = node.stream_channel()?;
     let greeted = async {
         let mut responses = open_stream(&counted, requests).await?;
@@ -160,7 +160,7 @@ pub(super) async fn connect(
             .with("address", &node.address)),
         }
     };
-    match tokio::time::timeout(node.client.parts.call_timeout, greeted).await {
+    match node.client.env().timeout(node.client.parts.call_timeout, greeted).await {
         Ok(result) => result,
         Err(_) => Err(node.no_response()),
     }
@@ -168,7 +168,7 @@ pub(super) async fn connect(
 
 async fn open_stream(channel: &StreamChannel, requests: Requests) -> Result<Streaming<Bytes>> {
     let mut grpc = Grpc::new(channel.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX);
-    grpc.ready().await.map_err(|e| from_status(&Status::from_error(e.into())))?;
+    grpc.ready().await.map_err(|e| from_status(&Status::from_error(e)))?;
     let path = http::uri::PathAndQuery::from_static(SESSION_PATH);
     let responses = grpc.streaming(Request::new(requests), path, FrameCodec).await;
     Ok(responses.map_err(|status| from_status(&status))?.into_inner())
@@ -197,12 +197,14 @@ async fn run(shared: Arc<SessionShared>, mut connected: Connected) {
     };
     let mut session = pin!(session);
     let closing = tokio::select! {
+        biased;
         closing = over => closing.map_or(Closing::Closed, |closing| *closing),
         () = &mut session => Closing::Closed,
     };
     if closing == Closing::Dropped {
         // Its last releases, which may carry a commit.
         tokio::select! {
+            biased;
             () = shared.flush() => {}
             () = &mut session => {}
         }
@@ -221,7 +223,7 @@ async fn run(shared: Arc<SessionShared>, mut connected: Connected) {
 async fn serve(shared: &SessionShared, connected: Connected, backoff: &mut Backoff) -> End {
     let sent = connected.sent;
     let end = serve_stream(shared, connected).await;
-    backoff.lived(shared.node.client.clock().now().since(sent));
+    backoff.lived(shared.env().now().since(sent));
     end
 }
 
@@ -229,7 +231,8 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
     let mut responses = connected.responses;
     let mut next_renewal = connected.sent + renewal_interval(shared, connected.promised);
     let mut reader = ResponseReader::default();
-    let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
+    let env = shared.env();
+    let mut tick = pin!(env.sleep(Duration::ZERO));
     loop {
         tokio::select! {
             biased;
@@ -242,7 +245,7 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
                 match take_frame(shared, &mut reader, frame, &mut next_renewal).await {
                     Ok(renewed) => {
                         if renewed {
-                            tick.as_mut().reset(tokio::time::Instant::now());
+                            tick.set(env.sleep(Duration::ZERO));
                         }
                     }
                     Err(end) => return end,
@@ -250,7 +253,7 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
             }
             () = tick.as_mut() => {
                 let pause = renew_if_due(shared, &mut next_renewal);
-                tick.as_mut().reset(tokio::time::Instant::now() + pause);
+                tick.set(env.sleep(pause));
             }
         }
     }
@@ -334,7 +337,7 @@ fn broken(shared: &SessionShared, error: Error) -> End {
 /// Loses the session if its deadline has passed, renews it if that is due. Returns the pause until
 /// this is to be called again. Timers only wake; the clock decides.
 fn renew_if_due(shared: &SessionShared, next_renewal: &mut Time) -> Duration {
-    let now = shared.node.client.clock().now();
+    let now = shared.env().now();
     let deadline = *shared.deadline.borrow();
     if now >= deadline {
         // P2. The stream stays, so that releases still arrive.

@@ -41,8 +41,8 @@ pub(super) async fn go_to_last_owner(
     if !txn.is_free() {
         return;
     }
-    let left = give_up(txn, spec, deadline).remaining(txn.clock().now());
-    match tokio::time::timeout(left.min(REACH_MAX), txn.cluster_session.at(address, None)).await {
+    let left = give_up(txn, spec, deadline).remaining(txn.env().now());
+    match txn.env().timeout(left.min(REACH_MAX), txn.cluster_session.at(address, None)).await {
         // False if something was granted meanwhile: the transaction stays.
         Ok(Ok(handle)) => drop(txn.move_to(&handle)),
         // The node that is called instead knows more.
@@ -54,7 +54,7 @@ pub(super) async fn go_to_last_owner(
 /// call. The call never waits for a lock longer than to the first of these.
 fn give_up(txn: &ClientTxn, spec: &LockSpec, deadline: Option<Time>) -> Time {
     let most = if spec.wait == WaitPolicy::Wait { SEARCH_MAX } else { REACH_MAX };
-    deadline.unwrap_or(txn.clock().now() + most)
+    deadline.unwrap_or(txn.env().now() + most)
 }
 
 /// True if a call that failed with `error` may succeed elsewhere.
@@ -84,7 +84,7 @@ pub(super) async fn lock(
     error: Error,
 ) -> Result<Grant> {
     let cluster_session = &txn.cluster_session;
-    let clock = txn.clock();
+    let clock = txn.env();
     let give_up = give_up(txn, spec, context.deadline);
     let (mut error, mut hops, mut pause) = (error, 0, PAUSE.0);
     loop {
@@ -123,11 +123,11 @@ pub(super) async fn lock(
                 )
                 .with_source(e));
             }
-            tokio::time::sleep(pause).await;
+            txn.env().sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
         } else if hops > 1 {
             // Two servers that name each other must not be called without a pause.
-            tokio::time::sleep(PAUSE.0).await;
+            txn.env().sleep(PAUSE.0).await;
         }
         match txn.try_lock(spec, context).await {
             Ok(grant) => return Ok(grant),
@@ -156,7 +156,7 @@ async fn move_to_owner(
         return Err(spans_nodes(txn, spec, address));
     }
     let session = txn.cluster_session.at(address, service);
-    Ok(match tokio::time::timeout(left.min(REACH_MAX), session).await {
+    Ok(match txn.env().timeout(left.min(REACH_MAX), session).await {
         Ok(Ok(handle)) if txn.move_to(&handle) => Reached::Yes,
         Ok(Ok(_)) => return Err(spans_nodes(txn, spec, address)),
         Ok(Err(e)) if unreachable(&e) => {
@@ -182,7 +182,8 @@ async fn owner_by_leader(
     patience: Duration,
 ) -> Option<(String, Option<ServiceId>)> {
     let allocator = txn.cluster_session.home.shared.node.client.allocator();
-    let bind = tokio::time::timeout(patience, allocator.latest(table)).await.ok()?.ok()??;
+    let latest = txn.env().timeout(patience, allocator.latest(table));
+    let bind = latest.await.ok()?.ok()??;
     (bind.state == BindState::Bound && !bind.address.is_empty())
         .then_some((bind.address, Some(bind.bind.owner)))
 }

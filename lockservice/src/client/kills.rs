@@ -143,7 +143,7 @@ async fn begun(
         let not_killed = all.not_killed.iter().map(|txn| convert::txn_from_proto(txn));
         Ok((kills, not_killed.collect::<Result<_>>()?))
     };
-    let read = tokio::time::timeout(node.client.parts.call_timeout, read).await;
+    let read = node.client.env().timeout(node.client.parts.call_timeout, read).await;
     let (begun, not_killed): (Vec<_>, _) = read.map_err(|_| node.no_response())??;
     Ok(TxnKills { left: begun.len(), begun, not_killed, stream })
 }

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use lockservice_core::clock::{Time, lo};
+use lockservice_core::env::Env;
 use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId, SessionId, TxnNumber};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -107,7 +108,7 @@ impl SessionShared {
         if let Some(why) = &*self.lost.borrow() {
             return Err(why.clone());
         }
-        if self.node.client.clock().now() >= *self.deadline.borrow() {
+        if self.env().now() >= *self.deadline.borrow() {
             return Err(deadline_passed());
         }
         Ok(())
@@ -218,6 +219,10 @@ impl SessionShared {
         moved
     }
 
+    pub(super) fn env(&self) -> &Env {
+        self.node.client.env()
+    }
+
     pub(super) fn cluster_session(&self) -> Option<Arc<ClusterSession>> {
         self.cluster_session.get().and_then(Weak::upgrade)
     }
@@ -231,7 +236,7 @@ impl SessionShared {
         let Some(arrived) = self.outbox.flush() else { return };
         // Either outcome ends the wait: what did not arrive is released with the session.
         let longest = FLUSH_MAX.min(self.node.client.parts.call_timeout);
-        drop(tokio::time::timeout(longest, arrived).await);
+        drop(self.env().timeout(longest, arrived).await);
     }
 
     /// Ends the session on this side, without a message to the server. Returns its former state.
@@ -256,11 +261,11 @@ impl SessionShared {
         const NAP_MAX: Duration = Duration::from_secs(1);
         let Some(deadline) = deadline else { return std::future::pending().await };
         loop {
-            let left = deadline.remaining(self.node.client.clock().now());
+            let left = deadline.remaining(self.env().now());
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(left.min(NAP_MAX)).await;
+            self.env().sleep(left.min(NAP_MAX)).await;
         }
     }
 

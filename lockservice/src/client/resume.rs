@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use lockservice_core::clock::Time;
 use lockservice_core::{Advice, Error, ErrorKind, Result, ServiceId, TxnNumber};
-use tokio::time::timeout;
 
 use super::backoff::Backoff;
 use super::driver::{Connected, TICK_MAX, connect};
@@ -30,14 +29,14 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Resumes the session on a new stream. `None` if that is no longer possible: then it is lost.
 pub(super) async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Option<Connected> {
     loop {
-        let clock = shared.node.client.clock();
+        let env = shared.env();
         let deadline = *shared.deadline.borrow();
-        let now = clock.now();
-        let pause = backoff.next(now).min(deadline.remaining(now));
+        let now = env.now();
+        let pause = backoff.next(now, env.random_u64()).min(deadline.remaining(now));
         if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
+            env.sleep(pause).await;
         }
-        let left = deadline.remaining(clock.now());
+        let left = deadline.remaining(env.now());
         if left.is_zero() {
             shared.lose(deadline_passed());
             return None;
@@ -50,7 +49,7 @@ pub(super) async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Opt
             claims: true,
         };
         let connecting = connect(&shared.node, &shared.outbox, hello);
-        let error = match timeout(left.min(TICK_MAX), connecting).await {
+        let error = match env.timeout(left.min(TICK_MAX), connecting).await {
             Ok(Ok(connected)) => match welcomed(shared, connected).await {
                 Ok(connected) => return Some(connected),
                 Err(e) => e,
@@ -109,7 +108,7 @@ async fn claim(shared: &SessionShared, connected: &mut Connected) -> Result<()> 
     }
     let promised = read_until_done(shared, connected, &claims, deadline).await?;
     let sent = shared.outbox.claims_sent().ok_or_else(no_promise)?;
-    if shared.node.client.clock().now() >= deadline {
+    if shared.env().now() >= deadline {
         // P2: this process may have slept. The locks were safe until the old deadline, no longer.
         return Err(deadline_passed());
     }
@@ -125,10 +124,10 @@ async fn read_until_done(
     claims: &Claims,
     deadline: Time,
 ) -> Result<Duration> {
-    let clock = shared.node.client.clock();
-    let mut heard = clock.now();
+    let env = shared.env();
+    let mut heard = env.now();
     loop {
-        let now = clock.now();
+        let now = env.now();
         let left = deadline.remaining(now);
         if left.is_zero() {
             return Err(deadline_passed());
@@ -136,11 +135,11 @@ async fn read_until_done(
         if now.since(heard) >= SILENCE_MAX {
             return Err(shared.node.no_response());
         }
-        let Ok(frame) = timeout(left.min(TICK_MAX), connected.responses.message()).await else {
+        let Ok(frame) = env.timeout(left.min(TICK_MAX), connected.responses.message()).await else {
             continue;
         };
         let frame = frame.map_err(|status| from_status(&status))?.ok_or_else(stream_ended)?;
-        heard = clock.now();
+        heard = env.now();
         let mut ops = Ops::of(frame);
         while let Some(op) = ops.next() {
             let op: proto::ServerOp = codec::decode(op?.whole())?;

@@ -42,11 +42,7 @@ impl Session {
 
     /// Begins a transaction. Nothing is sent before its first lock.
     pub fn txn(&self, options: TxnOptions) -> ClientTxn {
-        ClientTxn::new(
-            Arc::clone(&self.cluster_session),
-            options,
-            Some(self.home().node.client.clock().now()),
-        )
+        ClientTxn::new(Arc::clone(&self.cluster_session), options, Some(self.home().env().now()))
     }
 
     /// Locks in a transaction of its own, which ends when the [`LockGuard`] is dropped.

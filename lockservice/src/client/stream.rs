@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use lockservice_core::clock::Clock;
+use lockservice_core::env::Env;
 use prost::bytes::Bytes;
 use tokio_stream::Stream;
 
@@ -14,7 +14,7 @@ use super::outbox::{Outbox, StreamNumber};
 #[derive(Debug)]
 pub(super) struct Requests {
     pub(super) outbox: Arc<Outbox>,
-    pub(super) clock: Arc<dyn Clock>,
+    pub(super) env: Env,
     pub(super) number: StreamNumber,
     pub(super) hello: Option<Bytes>,
 }
@@ -26,6 +26,6 @@ impl Stream for Requests {
         if let Some(hello) = self.hello.take() {
             return Poll::Ready(Some(hello));
         }
-        self.outbox.poll_frame(self.number, &*self.clock, cx)
+        self.outbox.poll_frame(self.number, &**self.env.clock(), cx)
     }
 }

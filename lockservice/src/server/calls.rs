@@ -27,7 +27,6 @@ use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 
-use super::ServerListener;
 use super::access::{Access, Need, Port, Principal};
 use super::arriving::Arriving;
 use super::caller::{Caller, Channel, Client};
@@ -59,12 +58,12 @@ impl Calls {
     /// For the services of a listener. A message above `message_bytes_max` is refused before there
     /// is room made for it.
     pub(super) fn of(
-        listener: &ServerListener,
+        access: Access,
         port: Port,
         message_bytes_max: usize,
         metrics: Arc<RpcMetrics>,
     ) -> Arc<Self> {
-        Arc::new(Self { access: listener.access.clone(), port, message_bytes_max, metrics })
+        Arc::new(Self { access, port, message_bytes_max, metrics })
     }
 
     /// `service`, with its calls checked.

@@ -9,9 +9,10 @@ use lockservice_core::service::Stopped;
 use lockservice_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
-use super::access::Port;
+use super::access::{Access, Port};
 use super::calls::Calls;
 use super::deadline::Deadline;
 use super::gate::Gate;
@@ -72,12 +73,6 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         let slot = Slot::default();
         let listener: ServerListener = listener.into();
-        let locks = locks::LocksApi::new(slot.clone(), settings, listener.access.clone());
-        let locks = SessionStreams::beside(locks, &settings);
-        let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, Gate::open()))
-            .max_decoding_message_size(settings.message_bytes_max);
-        let admin =
-            proto::admin_server::AdminServer::new(admin::AdminApi::new(slot.clone(), &settings));
         health::set_locks(&health, false).await;
         health::set_allocator(&health, true).await;
         let broken =
@@ -86,15 +81,13 @@ impl Server {
         // Most clients are older than `v1`.
         let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
         let rpc = Arc::<RpcMetrics>::default();
-        let most = settings.message_bytes_max;
-        let calls = Calls::of(&listener, Port::Clients, most, Arc::clone(&rpc));
-        let router = transport()
+        let (most, access) = (settings.message_bytes_max, listener.access.clone());
+        let calls = Calls::of(access.clone(), Port::Clients, most, Arc::clone(&rpc));
+        let routes = routes(&calls, access, &slot, allocator, settings)
             .add_service(calls.checked(health_service))
             .add_service(calls.checked(reflection))
-            .add_service(calls.checked(reflection_alpha))
-            .add_service(calls.checked(Deadline(locks)))
-            .add_service(calls.checked(Deadline(allocator)))
-            .add_service(calls.checked(Deadline(admin)));
+            .add_service(calls.checked(reflection_alpha));
+        let router = transport().add_routes(routes);
         let serving = Serving::start(router, listener, settings);
         let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
         Ok(Self { slot, settings, health, locks_health, allocator_health, serving, rpc })
@@ -160,6 +153,25 @@ impl Server {
     pub async fn close(self) {
         self.serving.close().await;
     }
+}
+
+/// The calls that a node takes from clients, but for health and reflection.
+pub(super) fn routes(
+    calls: &Arc<Calls>,
+    access: Access,
+    slot: &Slot,
+    allocator: Arc<dyn LockTableAllocator>,
+    settings: ServerSettings,
+) -> Routes {
+    let locks = locks::LocksApi::new(slot.clone(), settings, access);
+    let locks = SessionStreams::beside(locks, &settings);
+    let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, Gate::open()))
+        .max_decoding_message_size(settings.message_bytes_max);
+    let admin =
+        proto::admin_server::AdminServer::new(admin::AdminApi::new(slot.clone(), &settings));
+    Routes::new(calls.checked(Deadline(locks)))
+        .add_service(calls.checked(Deadline(allocator)))
+        .add_service(calls.checked(Deadline(admin)))
 }
 
 /// Describes the API for clients, and nothing else.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::LockTableAllocator;
+use lockservice_core::env::Env;
 use lockservice_core::service::{LockService, ServiceParts, Stopped};
 use lockservice_core::{Error, ErrorKind, Result, ServiceId, SessionId};
 use tokio::sync::watch;
@@ -25,6 +26,7 @@ pub struct ServiceHost(Arc<Host>);
 struct Host {
     current: watch::Sender<LockService>,
     allocator: Arc<dyn LockTableAllocator>,
+    env: Env,
     successor: JoinHandle<()>,
     /// The reason why there will be no further incarnation, once that is so.
     ended: watch::Sender<Option<Error>>,
@@ -51,11 +53,11 @@ impl ServiceHost {
 
     /// Keeps a node serving. `first`, its first incarnation, was started from `parts`.
     pub(crate) fn keep(parts: ServiceParts, first: LockService) -> Self {
-        let allocator = Arc::clone(&parts.allocator);
+        let (allocator, env) = (Arc::clone(&parts.allocator), parts.env.clone());
         let host = Arc::new_cyclic(|host: &std::sync::Weak<Host>| {
             let host = std::sync::Weak::clone(host);
             let mut service = first.clone();
-            let successor = tokio::spawn(async move {
+            let successor = env.spawn(async move {
                 while service.sealed().await.kind() == ErrorKind::LeaseLost {
                     let next = next(&parts, &service).await;
                     let Some(host) = host.upgrade() else { return };
@@ -72,6 +74,7 @@ impl ServiceHost {
             Host {
                 current: watch::Sender::new(first),
                 allocator,
+                env: env.clone(),
                 successor,
                 ended: watch::Sender::new(None),
             }
@@ -87,6 +90,11 @@ impl ServiceHost {
     /// The incarnation that serves now, as it is replaced.
     pub(crate) fn incarnations(&self) -> watch::Receiver<LockService> {
         self.0.current.subscribe()
+    }
+
+    /// The effects of the node.
+    pub(crate) fn env(&self) -> &Env {
+        &self.0.env
     }
 
     /// The node's allocator.
@@ -206,7 +214,7 @@ pub(crate) async fn start_patiently(
         };
         say(&error);
         // The timer only wakes: the allocator's clock decides whether the name is free.
-        tokio::time::sleep(time).await;
+        parts.env.sleep(time).await;
     }
 }
 

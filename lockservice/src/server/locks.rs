@@ -49,10 +49,11 @@ impl LocksApi {
             changes: self.access.changes(),
         };
         let host = self.host()?.clone();
+        let env = host.env().clone();
         let served = connection::run(host, self.settings, peer, request.into_inner(), out);
         match client {
-            Some(client) => drop(tokio::spawn(client.turns.run(Box::pin(served)))),
-            None => drop(tokio::spawn(served)),
+            Some(client) => drop(env.spawn(client.turns.run(Box::pin(served)))),
+            None => drop(env.spawn(served)),
         }
         Ok(Response::new(ReceiverStream::new(frames)))
     }

@@ -25,6 +25,7 @@
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
 //! | `list_stream` | lists of the API `Admin`, sent slice by slice |
 //! | `hot` | of `admin`: the hottest keys, and the numbers of the node |
+//! | `simulated` | a server without a listener, for a simulation |
 //! | `table_names` | the tables that a commit presents, by name |
 
 mod access;
@@ -54,6 +55,8 @@ mod quiet;
 mod serving;
 mod session_stream;
 mod settings;
+#[cfg(feature = "simulation")]
+pub(crate) mod simulated;
 mod slot;
 mod table_names;
 mod transport;

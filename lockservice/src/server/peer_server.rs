@@ -6,8 +6,9 @@ use lockservice_core::Error;
 use lockservice_core::allocator::LockTableAllocator;
 use lockservice_core::store::Cluster;
 use tokio::sync::watch;
+use tonic::service::Routes;
 
-use super::access::Port;
+use super::access::{Access, Port};
 use super::calls::Calls;
 use super::deadline::Deadline;
 use super::gate::Gate;
@@ -42,17 +43,9 @@ impl PeerServer {
     ) -> Self {
         let listener: ServerListener = listener.into();
         let rpc = Arc::<RpcMetrics>::default();
-        let most = settings.message_bytes_max;
-        let calls = Calls::of(&listener, Port::Nodes, most, Arc::clone(&rpc));
-        let gate = Gate::members_of(cluster);
-        let peer = PeerServiceServer::new(peer::PeerApi::new(Arc::clone(&allocator), gate.clone()))
-            .max_decoding_message_size(settings.message_bytes_max);
-        // Nodes also call on behalf of their clients.
-        let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, gate))
-            .max_decoding_message_size(settings.message_bytes_max);
-        let router = transport()
-            .add_service(calls.checked(Deadline(peer)))
-            .add_service(calls.checked(Deadline(allocator)));
+        let access = listener.access.clone();
+        let routes = routes(access, allocator, cluster, &settings, Arc::clone(&rpc));
+        let router = transport().add_routes(routes);
         Self { serving: Serving::start(router, listener, settings), rpc }
     }
 
@@ -76,4 +69,23 @@ impl PeerServer {
     pub async fn close(self) {
         self.serving.close().await;
     }
+}
+
+/// The calls that a node takes from other nodes.
+pub(super) fn routes(
+    access: Access,
+    allocator: Arc<dyn LockTableAllocator>,
+    cluster: watch::Receiver<Option<Cluster>>,
+    settings: &ServerSettings,
+    rpc: Arc<RpcMetrics>,
+) -> Routes {
+    let most = settings.message_bytes_max;
+    let calls = Calls::of(access, Port::Nodes, most, rpc);
+    let gate = Gate::members_of(cluster);
+    let peer = PeerServiceServer::new(peer::PeerApi::new(Arc::clone(&allocator), gate.clone()))
+        .max_decoding_message_size(most);
+    // Nodes also call on behalf of their clients.
+    let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, gate))
+        .max_decoding_message_size(most);
+    Routes::new(calls.checked(Deadline(peer))).add_service(calls.checked(Deadline(allocator)))
 }

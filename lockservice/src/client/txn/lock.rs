@@ -31,8 +31,8 @@ impl ClientTxn {
     }
 
     async fn lock_anywhere(&self, spec: LockSpec, waits: Option<&WaitsSender>) -> Result<Grant> {
-        let deadline = spec.timeout.map(|timeout| self.clock().now() + timeout);
-        let snapshot = spec.snapshot_age.map(|age| self.clock().now() - age).or(self.began);
+        let deadline = spec.timeout.map(|timeout| self.env().now() + timeout);
+        let snapshot = spec.snapshot_age.map(|age| self.env().now() - age).or(self.began);
         let context = CallContext { deadline, snapshot, waits };
         // The future is rarely needed, and large.
         if let Some(address) = self.cluster_session.owner_of(&spec.table) {
@@ -88,8 +88,7 @@ impl ClientTxn {
         turn.granted(granted.txn, granted.grant.token != FencingToken::default());
         if let (Some(known), Some(snapshot)) = (granted.history_known, snapshot) {
             // C5: the server does not know the travel time of the request.
-            granted.grant.history_unknown |=
-                shared.node.client.clock().now().since(snapshot) >= lo(known);
+            granted.grant.history_unknown |= shared.env().now().since(snapshot) >= lo(known);
         }
         Ok(granted.grant)
     }

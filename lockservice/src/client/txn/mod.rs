@@ -18,7 +18,8 @@ mod placement;
 
 use std::sync::Arc;
 
-use lockservice_core::clock::{Clock, Time};
+use lockservice_core::clock::Time;
+use lockservice_core::env::Env;
 use lockservice_core::service::{LockSpec, TxnOptions, WaitsFor};
 use lockservice_core::table::{Commit, Grant};
 use lockservice_core::{Error, ErrorKind, LockItem, NodeName, Result, TableRef, TxnId};
@@ -132,8 +133,8 @@ impl ClientTxn {
         self.lock_with(spec, Some(waits)).await
     }
 
-    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
-        self.cluster_session.home.shared.node.client.clock()
+    pub(super) fn env(&self) -> &Env {
+        self.cluster_session.home.shared.env()
     }
 
     /// The node on which the transaction is.

@@ -91,7 +91,7 @@ async fn a_lower_epoch_is_refused_as_an_earlier_leaders_and_believed_when_that_c
     let proxy = Proxy::start(&later.address).await;
     let clock = Arc::new(Ahead::default());
     let clock_of_client: Arc<dyn Clock> = Arc::<Ahead>::clone(&clock);
-    let builder = Client::builder().clock(clock_of_client).call_timeout(Duration::from_secs(1));
+    let builder = Client::builder().env(clock_of_client).call_timeout(Duration::from_secs(1));
     let allocator = builder.connect(&proxy.address).await.expect("the server responds").allocator();
     allocator.latest(&table()).await.expect("it leads");
     let forgot = server().await;

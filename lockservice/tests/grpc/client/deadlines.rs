@@ -47,7 +47,7 @@ impl Clock for Settable {
 async fn a_client_that_slept_past_its_deadline_has_lost_its_session_whatever_the_server_says() {
     let served = server().await;
     let clock = Arc::new(Settable::default());
-    let builder = Client::builder().clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let builder = Client::builder().env(Arc::clone(&clock) as Arc<dyn Clock>);
     let session = builder
         .connect(&served.address)
         .await
@@ -70,7 +70,7 @@ async fn a_client_that_slept_past_its_deadline_has_lost_its_session_whatever_the
 async fn a_grant_that_arrives_after_the_deadline_is_released() {
     let served = server().await;
     let clock = Arc::new(Settable::default());
-    let builder = Client::builder().clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let builder = Client::builder().env(Arc::clone(&clock) as Arc<dyn Clock>);
     let sleeper = builder
         .connect(&served.address)
         .await

@@ -42,7 +42,7 @@ async fn open(promised_ms: u64) -> Opened {
 /// Opens a session of a client that goes by `clock`.
 async fn open_by(clock: Arc<dyn Clock>, promised_ms: u64) -> Opened {
     let mut server = FakeServer::start().await;
-    let client = Client::builder().clock(clock).connect(&server.address).await;
+    let client = Client::builder().env(clock).connect(&server.address).await;
     let client = client.expect("it listens");
     let welcoming = async {
         let mut stream = server.stream().await;
