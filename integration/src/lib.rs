@@ -10,31 +10,47 @@
 //! | `holders` | a client with many locks, over a restart |
 //! | `store` | the stores that a test runs on |
 //! | `allocators` | allocators of several nodes on one store, and a ledger of acknowledgements |
+//! | `simulation` | whole nodes and clients on one thread, under faults of all kinds |
 //! | `collector` | a collector of traces |
 //! | `containers` | real PostgreSQL and Redis in containers |
 //!
 //! Everything waits for an event, with [`LIMIT`] as the bound that fails a test which would hang.
 
+#[cfg(feature = "processes")]
 pub mod allocators;
+#[cfg(feature = "processes")]
 pub mod binary;
 #[cfg(feature = "otel")]
 pub mod collector;
+#[cfg(feature = "processes")]
 pub mod command;
+#[cfg(feature = "processes")]
 pub mod containers;
+#[cfg(feature = "processes")]
 pub mod holders;
+#[cfg(feature = "processes")]
 pub mod journal;
+#[cfg(feature = "processes")]
 pub mod load;
+#[cfg(feature = "processes")]
 pub mod server;
+pub mod simulation;
+#[cfg(feature = "processes")]
 pub mod store;
+#[cfg(feature = "processes")]
 pub mod timeline;
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+#[cfg(feature = "processes")]
 use std::process::Output;
 use std::time::Duration;
 
+#[cfg(feature = "processes")]
 use nix::unistd::Pid;
+#[cfg(feature = "processes")]
 use serde_json::Value;
+#[cfg(feature = "processes")]
 use tokio::process::Child;
 
 /// No wait of a test is longer. Generous, for machines that do a lot else; nothing ever takes that
@@ -68,6 +84,7 @@ pub async fn within_limit<T>(limit: Duration, what: &str, future: impl Future<Ou
 ///
 /// # Panics
 /// If it has ended.
+#[cfg(feature = "processes")]
 pub fn pid_of(child: &Child) -> Pid {
     let pid = child.id().expect("the process still runs");
     Pid::from_raw(pid.try_into().expect("a process id"))
@@ -77,6 +94,7 @@ pub fn pid_of(child: &Child) -> Pid {
 ///
 /// # Panics
 /// If it printed anything else.
+#[cfg(feature = "processes")]
 pub fn json_lines(output: &Output) -> Vec<Value> {
     let text = std::str::from_utf8(&output.stdout).expect("JSON is text");
     text.lines().map(|line| serde_json::from_str(line).expect("one object")).collect()
