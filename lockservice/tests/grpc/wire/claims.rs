@@ -51,7 +51,12 @@ async fn process(store: &Arc<dyn BindStore>, no_leader: &NoLeader) -> Served {
     let name = || NodeName::new("node-1").expect("a name");
     let (settings, clock) = (AllocatorSettings::default(), Arc::new(no_leader.clone()));
     let candidate = Candidate::from(name());
-    let opened = LocalAllocator::open(Arc::clone(store), clock.clone(), settings, candidate);
+    let opened = LocalAllocator::open(
+        Arc::clone(store),
+        Arc::<NoLeader>::clone(&clock),
+        settings,
+        candidate,
+    );
     let inner = opened.await.expect("it opens");
     let allocator = Arc::new(HookedAllocator { inner, hooks: no_leader.clone() });
     let parts = ServiceParts::new(allocator, clock, name());
