@@ -142,12 +142,12 @@ impl Faults {
         Duration::from_millis(self.random.random_range(least..=most))
     }
 
-    /// A time: short, or longer than a promise.
+    /// A time: short, long enough to give a connection up, or longer than a promise.
     fn some_time(&mut self, world: &World) -> Duration {
-        if self.random.random_bool(0.6) {
-            self.millis(50, 2_000)
-        } else {
-            world.lease + self.millis(0, 4_000)
+        match self.random.random_range(0..10) {
+            0..=4 => self.millis(50, 2_000),
+            5 | 6 => self.millis(2_000, 5_000),
+            _ => world.lease + self.millis(0, 4_000),
         }
     }
 
