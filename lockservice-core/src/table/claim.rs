@@ -10,9 +10,9 @@ use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::LockItem;
 
 impl LockEngine {
-    /// Like [`lock_for`](Self::lock_for), for a call that came to an earlier incarnation of the node
-    /// at `came`, and waited there (P6). If it has to wait, its place is behind the upgrades, ahead
-    /// of all calls that came here first, and among those like it in the order of `came`.
+    /// Like [`lock_for`](Self::lock_for), for a call that came to an earlier incarnation of the
+    /// node at `came`, and waited there (P6). If it has to wait, its place is behind the upgrades,
+    /// ahead of all calls that came here first, and among those like it in the order of `came`.
     ///
     /// # Errors
     /// As [`lock_for`](Self::lock_for).

@@ -20,8 +20,8 @@ impl Position {
     pub(super) const LAST: Self = Self(i64::MAX);
 }
 
-/// The positions that were given out, in three parts of the order: upgrades, calls that waited at an
-/// earlier incarnation of the node (P6), and all others.
+/// The positions that were given out, in three parts of the order: upgrades, calls that waited at
+/// an earlier incarnation of the node (P6), and all others.
 #[derive(Debug)]
 pub(super) struct Positions {
     upgrade: i64,

@@ -184,8 +184,8 @@
 //! **How a cycle is resolved** (`deadlock.rs`, `resolve_cycles`):
 //!
 //! 1. If the transaction and its linked ancestors hold nothing, no waiter waits for them, and there
-//!    is no cycle, unless its position is ahead of others. Otherwise a short search forwards often shows that the waiter does not wait for
-//!    itself.
+//!    is no cycle, unless its position is ahead of others. Otherwise a short search forwards often
+//!    shows that the waiter does not wait for itself.
 //! 2. `cycle` searches backwards along hard edges from the waiter, breadth first: the calls that
 //!    wait for its holds, then the calls that wait for those, and so on. They are usually a
 //!    handful. If the search finds the waiter's own call, no order of the queue resolves the

@@ -17,8 +17,8 @@
 //! for it.
 //!
 //! # Left out
-//! Waiters. Tokens and modes: of two claims that exclude each other one is a fault. Commits, which a
-//! stop waits for.
+//! Waiters. Tokens and modes: of two claims that exclude each other one is a fault. Commits, which
+//! a stop waits for.
 
 use stateright::{Model, Property};
 

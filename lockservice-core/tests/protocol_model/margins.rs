@@ -1,8 +1,8 @@
 //! The margins of `protocol.md` with their real numbers: clocks 1 % apart, and 100 ms.
 //!
 //! The other models have coarse clocks. Here promises of any length that is of use are laid on a
-//! line of real time, with each clock as slow or as fast as is allowed. All of them begin at 0, with
-//! the last renewal of a lease.
+//! line of real time, with each clock as slow or as fast as is allowed. All of them begin at 0,
+//! with the last renewal of a lease.
 
 use std::time::Duration;
 

@@ -52,7 +52,7 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    /// The pauses from `now` on, for as long as an absence of `away`, of attempts that fail at once.
+    /// The pauses from `now` on, over an absence of `away`, of attempts that fail at once.
     fn pauses(backoff: &mut Backoff, now: &mut Time, away: Duration) -> Vec<Duration> {
         let back = *now + away;
         let mut pauses = Vec::new();

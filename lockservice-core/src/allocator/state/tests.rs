@@ -1,6 +1,6 @@
 //! A commit that is held up at one place holds up no other (the outage that this project began
-//! with; `tests/outage.rs` has the same for the whole allocator). And what becomes of slots, and of an
-//! origin without room for tombstones.
+//! with; `tests/outage.rs` has the same for the whole allocator). And what becomes of slots, and of
+//! an origin without room for tombstones.
 
 use std::sync::mpsc;
 use std::time::Duration;

@@ -127,8 +127,8 @@ impl Claims {
         }
     }
 
-    /// True if a call that arrived at `since` has waited at an earlier incarnation since `came`, and
-    /// keeps its place: a late one is ahead of those that came to this incarnation first.
+    /// True if a call that arrived at `since` has waited at an earlier incarnation since `came`,
+    /// and keeps its place: a late one is ahead of those that came to this incarnation first.
     pub(in crate::service) fn keeps_place(&self, since: Time, came: Time) -> bool {
         came < self.began && since < self.waits_until
     }

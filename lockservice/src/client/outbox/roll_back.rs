@@ -22,9 +22,9 @@ use crate::proto::client_op::Op;
 /// The most that an operation on a table costs beyond its items.
 const TABLE_OP_BYTES: usize = 64 + 2 * lockservice_core::NAME_BYTES_MAX + OP_OVERHEAD_BYTES;
 
-/// The most operations of one transaction that are under way with those of a roll-back here: as many
-/// as a server queues by default, and it takes in as many releases again. There is one for each
-/// table and mode, and more if their items are many.
+/// The most operations of one transaction that are under way with those of a roll-back here: as
+/// many as a server queues by default, and it takes in as many releases again. There is one for
+/// each table and mode, and more if their items are many.
 const ROLL_BACK_OPS_MAX: usize = 4 * TXN_OPS_MAX as usize;
 
 type Reply = oneshot::Sender<Result<()>>;
