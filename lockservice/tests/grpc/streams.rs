@@ -57,8 +57,8 @@ async fn a_stream_that_is_welcomed_and_ends_is_not_replaced_again_and_again_with
         () = serving => {}
         _ = losing => {}
     }
-    // The pauses are 0, 20, 40, 80, … and then 250 ms.
-    assert!((WELCOMED + 1..30).contains(&streams), "{streams}");
+    // The pauses are 0, 20 and then up to 40 ms, each shortened by half at most.
+    assert!((WELCOMED + 1..120).contains(&streams), "{streams}");
 }
 
 #[tokio::test]
