@@ -120,11 +120,23 @@ impl Security {
             } else {
                 None
             };
-            Ok(Self { tls, token, ..Self::default() })
+            Ok(Self {
+                tls,
+                token,
+                #[cfg(feature = "simulation")]
+                network: None,
+            })
         }
         #[cfg(not(feature = "tls"))]
         {
-            if encrypted { Err(without_tls()) } else { Ok(Self { token, ..Self::default() }) }
+            if encrypted {
+                return Err(without_tls());
+            }
+            Ok(Self {
+                token,
+                #[cfg(feature = "simulation")]
+                network: None,
+            })
         }
     }
 
