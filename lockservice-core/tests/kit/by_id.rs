@@ -118,6 +118,7 @@ impl LockEngine {
     }
 
     /// For a call that has waited at an earlier incarnation.
+    #[cfg(not(loom))]
     pub(crate) fn lock_again(&self, request: LockRequest, came: Time) -> LockCall {
         let LockRequest { txn, table, version, items, mode, wait, escalate } = request;
         let request = table::LockRequest { table, version, items, mode, wait, escalate };
